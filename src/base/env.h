@@ -1,4 +1,5 @@
-// The environment variables that Lockstep reads, all of them, in one place. A malformed value is an InputError.
+// The environment variables that Lockstep reads, all of them, in one place. A malformed value is an
+// InputError.
 #pragma once
 
 #include <optional>
@@ -16,8 +17,10 @@ struct EnvVariable {
 // Every variable that may be passed to env_choice / env_int.
 const std::vector<EnvVariable>& env_registry();
 
-// The value of a registered variable, or nullopt when unset or empty. Must be one of `choices` unless that is empty.
-std::optional<std::string> env_choice(const std::string& name, const std::vector<std::string>& choices);
+// The value of a registered variable, or nullopt when unset or empty. Must be one of `choices`
+// unless that is empty.
+std::optional<std::string> env_choice(const std::string& name,
+                                      const std::vector<std::string>& choices);
 std::optional<long> env_int(const std::string& name, long low, long high);
 
 }  // namespace lockstep::base

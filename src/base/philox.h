@@ -1,6 +1,6 @@
-// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-// A pure function of (key, counter): no state, the same bits on every device. Known-answer vectors are in
-// tests/base/philox_test.cpp.
+// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
+// 1, 2, 3" (SC 2011). A pure function of (key, counter): no state, the same bits on every device.
+// Known-answer vectors are in tests/base/philox_test.cpp.
 #pragma once
 
 #include <array>
@@ -14,10 +14,13 @@ struct PhiloxWords {
   std::uint32_t word[4];
 };
 
-LOCKSTEP_HD inline PhiloxWords philox4x32(std::uint64_t key, std::uint64_t counter_high, std::uint64_t counter_low) {
+LOCKSTEP_HD inline PhiloxWords philox4x32(std::uint64_t key, std::uint64_t counter_high,
+                                          std::uint64_t counter_low) {
   std::uint32_t k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
-  std::uint32_t c0 = static_cast<std::uint32_t>(counter_low), c1 = static_cast<std::uint32_t>(counter_low >> 32);
-  std::uint32_t c2 = static_cast<std::uint32_t>(counter_high), c3 = static_cast<std::uint32_t>(counter_high >> 32);
+  std::uint32_t c0 = static_cast<std::uint32_t>(counter_low),
+                c1 = static_cast<std::uint32_t>(counter_low >> 32);
+  std::uint32_t c2 = static_cast<std::uint32_t>(counter_high),
+                c3 = static_cast<std::uint32_t>(counter_high >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = static_cast<std::uint64_t>(0xD2511F53u) * c0;
     const std::uint64_t p1 = static_cast<std::uint64_t>(0xCD9E8D57u) * c2;
