@@ -1,0 +1,39 @@
+// Causal attention over packed sequences with paged keys and values (docs/numerics.md, section 8).
+#pragma once
+
+#include "ops/operand.h"
+
+namespace lockstep::ops {
+
+// S sequences. Query rows q_offsets_S1[s] .. q_offsets_S1[s+1] belong to sequence s and are its
+// last positions: with L = kv_lengths_S[s] and n query rows they stand at positions L-n .. L-1. Key
+// position i of sequence s is row pages_SP[s][i / page_size] * page_size + i % page_size of the key
+// and value tensors. Without pages (empty view) the keys of sequence s are rows q_offsets_S1[s] + i
+// (training: n = L). All int32.
+struct AttentionBatch {
+  TensorView q_offsets_S1;
+  TensorView kv_lengths_S;
+  TensorView pages_SP;
+  std::int64_t page_size = 0;
+};
+
+// q_THK BF16, k and v BF16 [rows, J, K] (value width may differ from K: v is [rows, J, Kv]);
+// out_THK BF16 [T, H, Kv]; lse2_TH FP32, may be empty. Query i sees keys 0..position(i).
+void attention(const Context& ctx, const TensorView& q_THK, const TensorView& k_RJK,
+               const TensorView& v_RJK, const AttentionBatch& batch, double scale,
+               const TensorView& out_THK, const TensorView& lse2_TH);
+
+// Training form only (no pages). d_q_THK, d_k_TJK, d_v_TJK BF16.
+void attention_backward(const Context& ctx, const TensorView& q_THK, const TensorView& k_TJK,
+                        const TensorView& v_TJK, const TensorView& out_THK,
+                        const TensorView& lse2_TH, const TensorView& d_out_THK,
+                        const AttentionBatch& batch, double scale, const TensorView& d_q_THK,
+                        const TensorView& d_k_TJK, const TensorView& d_v_TJK);
+
+// Copies rows of k and v to their places: row t goes to row slots_T[t] (int32) of the cache
+// tensors.
+void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_TJK,
+              const TensorView& slots_T, const TensorView& k_cache_RJK,
+              const TensorView& v_cache_RJK);
+
+}  // namespace lockstep::ops

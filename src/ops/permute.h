@@ -1,0 +1,35 @@
+// Moving tokens to their experts and back (docs/numerics.md, sections 9, 11 and 12). M = T * C
+// routed rows, sorted by (expert, token, slot). Nothing here depends on the number of threads.
+#pragma once
+
+#include "ops/quantize.h"
+
+namespace lockstep::ops {
+
+// The sort: segments.offsets_E1 and padded_offsets_E1 (each segment rounded up to 128), row_TC[t,
+// c] = the row of that slot, token_M[row] = its token. All int32. An expert index outside [0, E) is
+// a ContractError.
+void plan_permutation(const Context& ctx, const TensorView& experts_TC, const Segments& segments,
+                      const TensorView& row_TC, const TensorView& token_M);
+
+// out_MD[row] = h_TD[token_M[row]], BF16.
+void permute(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
+             const TensorView& out_MD);
+
+// y[t] = bf16(sum over slots of weights[t, c] * o[row[t, c]] (+ shared[t])); o_MD, shared_TD, y_TD
+// BF16, weights FP32.
+void combine(const Context& ctx, const TensorView& o_MD, const TensorView& weights_TC,
+             const TensorView& row_TC, const TensorView& shared_TD, const TensorView& y_TD);
+
+// d_o[row] = bf16(w * dy[t]); d_weights_TC = <dy[t], o[row]>.
+void combine_backward(const Context& ctx, const TensorView& dy_TD, const TensorView& o_MD,
+                      const TensorView& weights_TC, const TensorView& row_TC,
+                      const TensorView& d_o_MD, const TensorView& d_weights_TC);
+
+// d_h[t] = bf16(first[t] + sum over slots of d_x[row[t, c]] + last[t]); first and last (BF16 [T,
+// D]) may be empty.
+void permute_backward(const Context& ctx, const TensorView& d_x_MD, const TensorView& row_TC,
+                      const TensorView& first_TD, const TensorView& last_TD,
+                      const TensorView& d_h_TD);
+
+}  // namespace lockstep::ops

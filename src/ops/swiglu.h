@@ -1,0 +1,20 @@
+// SwiGLU on a fused gate | up slab, quantizing directly (docs/numerics.md, sections 7 and 11).
+#pragma once
+
+#include "ops/quantize.h"
+
+namespace lockstep::ops {
+
+// gate_up BF16 [M, 2F], gate in columns [0, F); a_MF = bf16(silu(gate) * up).
+void swiglu(const Context& ctx, const TensorView& gate_up, const TensorView& a_MF);
+
+// The FP32 value silu(gate) * up quantized without a BF16 step: row codes, and column codes when
+// `columns` is not null.
+void swiglu_quantize(const Context& ctx, const TensorView& gate_up, const Segments& segments,
+                     bool pow2, const Fp8Rows& rows, const Fp8Columns* columns, QuantStats* stats);
+
+// d_gate_up BF16 [M, 2F] from d_a_MF BF16.
+void swiglu_backward(const Context& ctx, const TensorView& gate_up, const TensorView& d_a_MF,
+                     const TensorView& d_gate_up);
+
+}  // namespace lockstep::ops

@@ -1,0 +1,47 @@
+// Log-probabilities, entropy and sampling from rows of logits (docs/numerics.md, section 10). One
+// function gives the log-probability while sampling and in the loss.
+#pragma once
+
+#include "ops/operand.h"
+
+namespace lockstep::ops {
+
+// How one row's distribution is made from its logits, and where its random numbers come from.
+// temperature 0: greedy. top_k <= 0, top_p >= 1 and min_p <= 0 are off.
+struct RowSampling {
+  float temperature = 1.0f;
+  int top_k = -1;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  std::uint64_t seed = 0;      // Philox key
+  std::uint64_t stream = 0;    // counter high: the request
+  std::uint32_t position = 0;  // index of the token in the response
+};
+
+// What the backward needs, and what the metrics want. The kept set of a filtered row is
+// { v : z_v > cut_z, or z_v == cut_z and v <= cut_index }.
+struct RowStats {
+  float logprob = 0;  // -inf for a token outside the kept set
+  float entropy = 0;
+  float max = 0;
+  float total = 0;
+  float cut_z = 0;
+  std::int32_t cut_index = 0;
+};
+
+// stats[r] of targets_R (int32) under logits_RV (FP32). `sampling` and `stats` are host arrays of R
+// entries.
+void vocab_logprobs(const Context& ctx, const TensorView& logits_RV, const TensorView& targets_R,
+                    const RowSampling* sampling, RowStats* stats);
+
+// Draws tokens_R (int32) and gives the same stats as vocab_logprobs for them.
+void vocab_sample(const Context& ctx, const TensorView& logits_RV, const RowSampling* sampling,
+                  const TensorView& tokens_R, RowStats* stats);
+
+// d_logits_RV BF16 from g_R = d loss / d logprob (FP32). A row with g = 0 or logprob = -inf gives
+// zeros.
+void vocab_backward(const Context& ctx, const TensorView& logits_RV, const TensorView& targets_R,
+                    const RowSampling* sampling, const RowStats* stats, const TensorView& g_R,
+                    const TensorView& d_logits_RV);
+
+}  // namespace lockstep::ops
