@@ -158,7 +158,8 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   ops::rms_norm(ctx, s.x1_TD, o_TD, weight(p.post_norm), c.rms_eps, s.x2_TD, s.h2_TD, s.rstd2_T);
   s.logits_TE = fp32({T, E}), s.weights_TC = fp32({T, C}), s.experts_TC = int32({T, C});
   ops::bf16_gemm(ctx, s.h2_TD, weight(p.router), ops::BLayout::kNK, none, s.logits_TE);
-  ops::router(ctx, s.logits_TE, none, c.router, s.weights_TC, s.experts_TC);
+  const TensorView bias_E = model.weights->router_bias.view().rows(layer, 1).reshape({E});
+  ops::router(ctx, s.logits_TE, bias_E, c.router, s.weights_TC, s.experts_TC);
   s.segments = {int32({E + 1}), int32({E + 1})};
   s.row_TC = int32({T, C}), s.token_M = int32({M});
   ops::plan_permutation(ctx, s.experts_TC, s.segments, s.row_TC, s.token_M);
