@@ -93,6 +93,8 @@ void ForwardStats::add(const ForwardStats& other) {
   attention_output.add(other.attention_output);
   expert_input.add(other.expert_input);
   expert_activation.add(other.expert_activation);
+  if (expert_rows.size() < other.expert_rows.size()) expert_rows.resize(other.expert_rows.size());
+  for (std::size_t i = 0; i < other.expert_rows.size(); ++i) expert_rows[i] += other.expert_rows[i];
 }
 
 void forward_layer(const Context& ctx, const ModelView& model, int layer, const ForwardBatch& batch,
@@ -164,6 +166,12 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   s.row_TC = int32({T, C}), s.token_M = int32({M});
   ops::plan_permutation(ctx, s.experts_TC, s.segments, s.row_TC, s.token_M);
   const TensorView& offsets = s.segments.offsets_E1;
+  if (stats != nullptr) {
+    stats->expert_rows.resize(static_cast<std::size_t>(c.num_layers * E));
+    for (std::int64_t e = 0; e < E; ++e)
+      stats->expert_rows[layer * E + e] +=
+          offsets.as<std::int32_t>()[e + 1] - offsets.as<std::int32_t>()[e];
+  }
 
   LinearInput routed;
   if (q.fp8[p.gate_up]) {

@@ -48,17 +48,6 @@ Logprobs shaped_like(std::span<const TrainSequence> sequences) {
   return out;
 }
 
-void count_load(Policy& p, const model::ForwardSink& sink) {
-  const std::int64_t E = p.weights->config.num_experts;
-  for (std::size_t l = 0; l < sink.layers.size(); ++l) {
-    if (!sink.layers[l].segments.offsets_E1) continue;
-    const auto* offsets = sink.layers[l].segments.offsets_E1.as<std::int32_t>();
-    for (std::int64_t e = 0; e < E; ++e)
-      p.expert_load[l * static_cast<std::size_t>(E) + static_cast<std::size_t>(e)] +=
-          offsets[e + 1] - offsets[e];
-  }
-}
-
 void add_stats(std::map<std::string, double>& metrics, const std::string& prefix,
                const ops::QuantStats& s) {
   const double values = static_cast<double>(std::max<std::int64_t>(1, s.values));
@@ -83,15 +72,17 @@ void fp8_metrics(const Policy& p, std::map<std::string, double>& metrics) {
 }
 
 void moe_metrics(const Policy& p, std::map<std::string, double>& metrics) {
+  const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
   const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
   double worst = 0, imbalance = 0, dead = 0;
-  const std::size_t layers = p.expert_load.size() / E;
+  const std::size_t layers = rows.size() / E;
   for (std::size_t l = 0; l < layers; ++l) {
-    const double* load = p.expert_load.data() + l * E;
+    const std::int64_t* rows_E = rows.data() + l * E;
     double sum = 0, square = 0, top = 0;
     for (std::size_t e = 0; e < E; ++e) {
-      sum += load[e], square += load[e] * load[e], top = std::max(top, load[e]);
-      dead += load[e] == 0;
+      const auto load = static_cast<double>(rows_E[e]);
+      sum += load, square += load * load, top = std::max(top, load);
+      dead += load == 0;
     }
     if (sum == 0) continue;
     const double mean = sum / static_cast<double>(E);
@@ -107,12 +98,13 @@ void moe_metrics(const Policy& p, std::map<std::string, double>& metrics) {
 void update_router_bias(Policy& p) {
   if (p.options.bias_update_rate == 0) return;
   const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
+  const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
   float* bias = p.weights->router_bias.as<float>();
-  for (std::size_t l = 0; l < p.expert_load.size() / E; ++l) {
-    double sum = 0;
-    for (std::size_t e = 0; e < E; ++e) sum += p.expert_load[l * E + e];
+  for (std::size_t l = 0; l < rows.size() / E; ++l) {
+    std::int64_t sum = 0;
+    for (std::size_t e = 0; e < E; ++e) sum += rows[l * E + e];
     for (std::size_t e = 0; e < E; ++e) {
-      const double gap = sum - p.expert_load[l * E + e] * static_cast<double>(E);
+      const std::int64_t gap = sum - rows[l * E + e] * static_cast<std::int64_t>(E);
       const double sign = gap > 0 ? 1 : gap < 0 ? -1 : 0;
       bias[l * E + e] += static_cast<float>(p.options.bias_update_rate * sign);
     }
@@ -123,28 +115,24 @@ void reset_step(Policy& p) {
   std::memset(p.grads.view().data, 0, p.grads.view().bytes());
   p.loss = p.aux_loss = 0;
   p.tokens = 0;
-  p.expert_load.assign(
-      static_cast<std::size_t>(p.weights->config.num_layers * p.weights->config.num_experts), 0.0);
   p.forward_stats = p.gradient_stats = {};
 }
 
 }  // namespace
 
-Logprobs score(Policy& p, std::span<const TrainSequence> sequences,
+Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::span<const TrainSequence> sequences,
                const ops::RowSampling& sampling, Logprobs* entropies) {
-  ArenaScope scratch(*p.ctx.workspace);
-  const Packed packed = pack(*p.ctx.workspace, sequences, p.weights->config.max_positions);
-  const TensorView hidden_TD =
-      p.ctx.workspace->take(DType::kBf16, {packed.tokens, p.weights->config.hidden_size});
-  model::forward(p.ctx, p.view(), packed.batch, nullptr, nullptr, hidden_TD);
-  const auto stats =
-      head_forward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling);
+  const model::ModelConfig& c = model.weights->config;
+  ArenaScope scratch(*ctx.workspace);
+  const Packed packed = pack(*ctx.workspace, sequences, c.max_positions);
+  const TensorView hidden_TD = ctx.workspace->take(DType::kBf16, {packed.tokens, c.hidden_size});
+  model::forward(ctx, model, packed.batch, nullptr, nullptr, hidden_TD);
+  const auto stats = head_forward(ctx, model, hidden_TD, packed.row_R, packed.target_R, sampling);
   Logprobs out = shaped_like(sequences);
   if (entropies != nullptr) *entropies = out;
   for (std::size_t r = 0; r < stats.size(); ++r) {
     out[packed.sequence_R[r]][packed.position_R[r]] = stats[r].logprob;
-    if (entropies != nullptr)
-      (*entropies)[packed.sequence_R[r]][packed.position_R[r]] = stats[r].entropy;
+    if (entropies != nullptr) (*entropies)[packed.sequence_R[r]][packed.position_R[r]] = stats[r].entropy;
   }
   return out;
 }
@@ -167,7 +155,6 @@ Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double 
   const auto stats =
       head_forward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling);
   p.forward_stats.add(sink.stats);
-  count_load(p, sink);
 
   Logprobs logprobs = shaped_like(sequences), d_logprobs = shaped_like(sequences);
   for (std::size_t r = 0; r < stats.size(); ++r)

@@ -65,7 +65,6 @@ struct Policy {
   tensor::Arena saved;  // activations of one micro-batch
   double loss = 0, aux_loss = 0;
   std::int64_t tokens = 0;
-  std::vector<double> expert_load;  // [layer][expert], routed rows of the step
   model::ForwardStats forward_stats, gradient_stats;
 
   model::ModelView view() const;
@@ -76,7 +75,7 @@ Policy make_policy(const tensor::Context& ctx, std::shared_ptr<model::Weights> w
                    const PolicyOptions& options);
 
 // Forward only. `sampling` gives temperature and filters. Entropies (same shape) may be null.
-Logprobs score(Policy& policy, std::span<const data::TrainSequence> sequences,
+Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::span<const data::TrainSequence> sequences,
                const ops::RowSampling& sampling, Logprobs* entropies = nullptr);
 
 void begin_step(Policy& policy);
