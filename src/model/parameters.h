@@ -34,8 +34,8 @@ struct Param {
   std::string name;  // "layers.0.gate_up"
   ParamKind kind = ParamKind::kNorm;
   int layer = -1;
-  tensor::Shape shape;         // padded
-  std::int64_t part_rows = 0;  // kLinear: padded rows of one projection
+  tensor::Shape shape;                  // padded
+  std::vector<std::int64_t> part_rows;  // kLinear: padded rows of each projection in the slab
   std::vector<ParamPart> parts;
   std::int64_t offset = 0;  // first element in a slab of all parameters
 };
