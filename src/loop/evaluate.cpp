@@ -4,8 +4,9 @@
 
 namespace lockstep::loop {
 
-EvalResult evaluate(rollout::Engine& engine, const PromptSource& source, std::int64_t count, const data::SamplingParams& sampling,
-                    const rl::RewardConfig& reward, std::uint64_t seed, std::int64_t examples) {
+EvalResult evaluate(rollout::Engine& engine, const PromptSource& source, std::int64_t count,
+                    const data::SamplingParams& sampling, const rl::RewardConfig& reward,
+                    std::uint64_t seed, std::int64_t examples) {
   constexpr std::uint64_t kValidationStreams = std::uint64_t{1} << 63;
   count = std::min(count, source.size());
   std::vector<rollout::Request> requests;
@@ -29,9 +30,11 @@ EvalResult evaluate(rollout::Engine& engine, const PromptSource& source, std::in
   result.samples = count;
   for (std::size_t i = 0; i < answers.size(); ++i) {
     result.accuracy += scores[i] / static_cast<double>(count);
-    result.mean_tokens += static_cast<double>(answers[i].response.size()) / static_cast<double>(count);
+    result.mean_tokens +=
+        static_cast<double>(answers[i].response.size()) / static_cast<double>(count);
     if (static_cast<std::int64_t>(i) < examples)
-      result.examples.push_back({samples[i].prompt, samples[i].response, samples[i].label, scores[i]});
+      result.examples.push_back(
+          {samples[i].prompt, samples[i].response, samples[i].label, scores[i]});
   }
   return result;
 }

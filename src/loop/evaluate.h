@@ -17,9 +17,10 @@ struct EvalResult {
   std::vector<EvalSample> examples;  // the first few
 };
 
-// One answer to each of the first `count` validation prompts with the run's own sampling, from random streams that no training
-// sample uses. The same prompts and streams at every call.
-EvalResult evaluate(rollout::Engine& engine, const PromptSource& source, std::int64_t count, const data::SamplingParams& sampling,
-                    const rl::RewardConfig& reward, std::uint64_t seed, std::int64_t examples);
+// One answer to each of the first `count` validation prompts with the run's own sampling, from
+// random streams that no training sample uses. The same prompts and streams at every call.
+EvalResult evaluate(rollout::Engine& engine, const PromptSource& source, std::int64_t count,
+                    const data::SamplingParams& sampling, const rl::RewardConfig& reward,
+                    std::uint64_t seed, std::int64_t examples);
 
 }  // namespace lockstep::loop

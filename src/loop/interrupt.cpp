@@ -5,7 +5,8 @@
 namespace lockstep::loop {
 
 namespace {
-volatile std::sig_atomic_t interrupt_count = 0;  // NOTE: a signal handler can reach nothing but a global
+volatile std::sig_atomic_t interrupt_count =
+    0;  // NOTE: a signal handler can reach nothing but a global
 
 void on_signal(int signal) {
   interrupt_count = interrupt_count + 1;

@@ -1,4 +1,5 @@
-// SIGINT and SIGTERM as a question: the loop asks between steps, saves a checkpoint and ends. A second signal kills.
+// SIGINT and SIGTERM as a question: the loop asks between steps, saves a checkpoint and ends. A
+// second signal kills.
 #pragma once
 
 namespace lockstep::loop {

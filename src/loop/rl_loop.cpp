@@ -29,14 +29,18 @@ double now() {
 
 const char* finish_name(data::FinishReason reason) {
   switch (reason) {
-    case data::FinishReason::kStop: return "stop";
-    case data::FinishReason::kLength: return "length";
-    case data::FinishReason::kAbort: return "abort";
+    case data::FinishReason::kStop:
+      return "stop";
+    case data::FinishReason::kLength:
+      return "length";
+    case data::FinishReason::kAbort:
+      return "abort";
   }
   return "unknown";
 }
 
-// rollouts/train_data_stepN.jsonl: every sample of the step with its tokens, log-probabilities and reward.
+// rollouts/train_data_stepN.jsonl: every sample of the step with its tokens, log-probabilities and
+// reward.
 void write_rollouts(const RunFolder& folder, std::int64_t step, const Experience& e) {
   std::string text;
   const std::size_t group = e.trajectories.size() / std::max<std::size_t>(1, e.prompts.size());
@@ -89,8 +93,9 @@ std::string step_line(std::int64_t step, const Metrics& m) {
   else
     line += "                ";
   return line + fmt::format("  mismatch {}/{}  loss {:+.4f}  grad {:.3f}  {:.0f} tok/s  {:.2f} s",
-                            count("train/logprobs_different"), count("train/logprobs_compared"), number("train/loss"),
-                            number("train/grad_norm"), number("performance/tokens_per_sec"),
+                            count("train/logprobs_different"), count("train/logprobs_compared"),
+                            number("train/loss"), number("train/grad_norm"),
+                            number("performance/tokens_per_sec"),
                             number("timing/train/total_step_time"));
 }
 
@@ -107,20 +112,26 @@ Session open_session(const RunConfig& config, const Resume& resume, RlRun& run, 
   const std::filesystem::path root = config.logger.log_dir;
   const bool resuming = resume.mode != Resume::kNever && holds_run(root);
   if (resume.mode == Resume::kPath && !resuming)
-    base::fail<base::InputError>("--resume {}: {} holds no run to go on with", resume.path.string(), root.string());
-  Session s{open_run_folder(root, resume.mode != Resume::kNever), checkpoint_dir(config), {}, std::nullopt};
+    base::fail<base::InputError>("--resume {}: {} holds no run to go on with", resume.path.string(),
+                                 root.string());
+  Session s{open_run_folder(root, resume.mode != Resume::kNever),
+            checkpoint_dir(config),
+            {},
+            std::nullopt};
   s.log = open_log(s.folder.logs() / "lockstep.log");
   if (resuming) {
     const RunConfig before = load_config({s.folder.config()}, {});
     const auto differences = config_differences(before, config);
     if (!differences.empty())
-      base::fail<base::InputError>("{} was run with another configuration and cannot be resumed to the same bits: {}",
-                                   root.string(), fmt::join(differences, "; "));
+      base::fail<base::InputError>(
+          "{} was run with another configuration and cannot be resumed to the same bits: {}",
+          root.string(), fmt::join(differences, "; "));
     FoundCheckpoint found;
     if (resume.mode == Resume::kPath) {
       found.problems = verify_checkpoint(resume.path, &found.manifest);
       if (!found.problems.empty())
-        base::fail<base::InputError>("--resume {}: {}", resume.path.string(), fmt::join(found.problems, "; "));
+        base::fail<base::InputError>("--resume {}: {}", resume.path.string(),
+                                     fmt::join(found.problems, "; "));
       found.folder = resume.path;
     } else {
       found = find_latest_valid(s.checkpoints);
@@ -132,18 +143,21 @@ Session open_session(const RunConfig& config, const Resume& resume, RlRun& run, 
       run.total_valid_tokens = state.total_valid_tokens;
       s.log.warn(fmt::format("resuming after step {} from {}", state.step, found.folder->string()));
     } else if (!list_checkpoints(s.checkpoints).empty()) {
-      base::fail<base::InputError>("{}: no checkpoint verifies ({}); remove the folder to start anew", s.checkpoints.string(),
-                                   fmt::join(found.problems, "; "));
+      base::fail<base::InputError>(
+          "{}: no checkpoint verifies ({}); remove the folder to start anew",
+          s.checkpoints.string(), fmt::join(found.problems, "; "));
     }
     s.resumed_after = state.step;
-    for (const std::string& note : truncate_metrics(s.folder.metrics(), state.step)) s.log.warn(note);
+    for (const std::string& note : truncate_metrics(s.folder.metrics(), state.step))
+      s.log.warn(note);
     discard_rollouts_after(s.folder, state.step);
   }
   base::write_file_atomic(s.folder.config(), config_to_yaml(config));
   return s;
 }
 
-void save(const RunConfig& config, const Session& session, const RlRun& run, std::int64_t step, const Metrics& metrics) {
+void save(const RunConfig& config, const Session& session, const RlRun& run, std::int64_t step,
+          const Metrics& metrics) {
   SaveRequest request;
   request.dir = session.checkpoints;
   request.step = step;
@@ -155,7 +169,8 @@ void save(const RunConfig& config, const Session& session, const RlRun& run, std
   request.keep_top_k = config.checkpointing.keep_top_k;
   request.higher_is_better = config.checkpointing.higher_is_better;
   const SaveReport report = save_checkpoint(request, [&](const std::filesystem::path& folder) {
-    write_train_state(folder, run.policy, {step, run.next_prompt, run.total_valid_tokens});
+    write_train_state(folder, run.policy, run.tokenizer,
+                      {step, run.next_prompt, run.total_valid_tokens});
   });
   for (const std::string& note : report.notes) session.log.info(note);
 }
@@ -186,7 +201,8 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   summary.folder = session.folder.root;
   summary.steps = state.step;
   const auto held_out = [&] {
-    return evaluate(*run.engine, *run.validation, config.data.validation.num_samples.value_or(config.grpo.max_val_samples),
+    return evaluate(*run.engine, *run.validation,
+                    config.data.validation.num_samples.value_or(config.grpo.max_val_samples),
                     run.sampling, run.reward, static_cast<std::uint64_t>(config.grpo.seed),
                     config.logger.num_val_samples_to_print);
   };
@@ -210,7 +226,8 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["sync/bytes_copied"] = refit.bytes_copied;
     const double trained = now();
 
-    if (config.grpo.val_period > 0 && (step % config.grpo.val_period == 0 || step == last)) evaluation = held_out();
+    if (config.grpo.val_period > 0 && (step % config.grpo.val_period == 0 || step == last))
+      evaluation = held_out();
     if (evaluation) {
       metrics["validation/accuracy"] = evaluation->accuracy;
       metrics["validation/samples"] = evaluation->samples;
@@ -218,14 +235,17 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
       if (!summary.first_accuracy) summary.first_accuracy = evaluation->accuracy;
       summary.last_accuracy = evaluation->accuracy;
       for (const EvalSample& s : evaluation->examples)
-        session.log.info(fmt::format("step {} held-out: {}{} (label {}, reward {})", step, s.prompt, s.response, s.label, s.reward));
+        session.log.info(fmt::format("step {} held-out: {}{} (label {}, reward {})", step, s.prompt,
+                                     s.response, s.label, s.reward));
     }
     const rollout::EngineStats& after = run.engine->stats();
     metrics["rollout/preemptions"] = after.preemptions - before.preemptions;
-    metrics["rollout/shared_prefix_tokens"] = after.shared_prefix_tokens - before.shared_prefix_tokens;
+    metrics["rollout/shared_prefix_tokens"] =
+        after.shared_prefix_tokens - before.shared_prefix_tokens;
     metrics["timing/train/generation"] = e.generation_seconds;
     metrics["timing/train/reward_calculation"] = e.reward_seconds;
-    metrics["timing/train/prepare_for_generation/transfer_and_update_weights"] = trained - sync_start;
+    metrics["timing/train/prepare_for_generation/transfer_and_update_weights"] =
+        trained - sync_start;
     metrics["timing/train/total_step_time"] = trained - train_start;
     metrics["timing/validation"] = now() - trained + (train_start - step_start);
     metrics["performance/tokens_per_sec"] =
@@ -237,7 +257,8 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics_file.append(step, metrics);
     if (tensorboard) tensorboard->append(step, metrics, wall_time());
     summary.steps = step;
-    const bool due = config.checkpointing.save_period > 0 && step % config.checkpointing.save_period == 0;
+    const bool due =
+        config.checkpointing.save_period > 0 && step % config.checkpointing.save_period == 0;
     if (config.checkpointing.enabled && (due || step == last || interrupted())) {
       metrics_file.sync();
       save(config, session, run, step, metrics);

@@ -1,4 +1,5 @@
-// Reinforcement learning: prompts -> rollout -> rewards -> advantages -> policy update -> refit, one step after the other.
+// Reinforcement learning: prompts -> rollout -> rewards -> advantages -> policy update -> refit,
+// one step after the other.
 #pragma once
 
 #include <filesystem>
@@ -17,8 +18,8 @@ struct Resume {
 Resume parse_resume(const std::string& text);  // never | auto | a checkpoint folder
 
 struct RlSummary {
-  std::int64_t steps = 0;             // done in all, also before a resume
-  bool interrupted = false;           // by SIGINT or SIGTERM; a checkpoint was written
+  std::int64_t steps = 0;    // done in all, also before a resume
+  bool interrupted = false;  // by SIGINT or SIGTERM; a checkpoint was written
   std::optional<double> first_accuracy, last_accuracy;
   std::int64_t logprobs_compared = 0, logprobs_different = 0;  // of this process
   double seconds = 0;

@@ -29,7 +29,8 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   run->config = config;
   const tensor::Context ctx = make_context(config, run->workspace);
   const std::filesystem::path model_folder = config.policy.model_name;
-  run->tokenizer = model::load_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name));
+  run->tokenizer =
+      model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name));
   run->weights = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
   const model::ModelConfig& m = run->weights->config;
   if (config.policy.max_total_sequence_length > m.max_positions)
@@ -46,13 +47,16 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   run->reward = reward_config(config);
   run->sampling = sampling_params(config, m);
   run->schedule = schedule(config, config.grpo.max_num_steps);
-  run->train = std::make_unique<PromptSource>(config, config.data.train, rl::Split::kTrain, run->tokenizer);
+  run->train =
+      std::make_unique<PromptSource>(config, config.data.train, rl::Split::kTrain, run->tokenizer);
   const DataSourceConfig& v = config.data.validation;
-  run->validation = std::make_unique<PromptSource>(config, v.task || v.data_path ? v : config.data.train,
-                                                   rl::Split::kValidation, run->tokenizer);
+  run->validation =
+      std::make_unique<PromptSource>(config, v.task || v.data_path ? v : config.data.train,
+                                     rl::Split::kValidation, run->tokenizer);
   const model::Tokenizer* tokenizer = &run->tokenizer;
   run->engine = std::make_unique<rollout::Engine>(
-      ctx, engine_options(config), [tokenizer](const std::vector<std::int32_t>& ids) { return tokenizer->decode(ids); });
+      ctx, engine_options(config),
+      [tokenizer](const std::vector<std::int32_t>& ids) { return model::decode(*tokenizer, ids); });
   run->engine->set_model(run->rollout_view(), run->weights->version);
   return run;
 }
@@ -95,7 +99,8 @@ void sample_prompts(RlRun& run, std::int64_t count, std::vector<data::Prompt>& p
 }
 
 bool rewards_differ(const data::Trajectory* group, std::size_t n) {
-  return std::any_of(group, group + n, [&](const data::Trajectory& t) { return t.reward != group[0].reward; });
+  return std::any_of(group, group + n,
+                     [&](const data::Trajectory& t) { return t.reward != group[0].reward; });
 }
 
 }  // namespace
@@ -106,7 +111,8 @@ Experience gather(RlRun& run) {
   Experience e;
   sample_prompts(run, g.num_prompts_per_step, e.prompts, e.trajectories, e);
   if (run.preset.advantages.use_dynamic_sampling) {
-    // DAPO: keep groups whose rewards differ, and sample on until the step is full or the budget is spent.
+    // DAPO: keep groups whose rewards differ, and sample on until the step is full or the budget is
+    // spent.
     std::vector<data::Prompt> kept_prompts;
     std::vector<data::Trajectory> kept;
     const auto wanted = static_cast<std::size_t>(g.num_prompts_per_step);
@@ -114,14 +120,18 @@ Experience gather(RlRun& run) {
       for (std::size_t i = 0; i < e.prompts.size() && kept_prompts.size() < wanted; ++i) {
         if (!rewards_differ(&e.trajectories[i * group], group)) continue;
         kept_prompts.push_back(e.prompts[i]);
-        std::copy_n(e.trajectories.begin() + static_cast<std::ptrdiff_t>(i * group), group, std::back_inserter(kept));
+        std::copy_n(e.trajectories.begin() + static_cast<std::ptrdiff_t>(i * group), group,
+                    std::back_inserter(kept));
       }
-      if (kept_prompts.size() == wanted || e.generation_batches >= g.dynamic_sampling_max_gen_batches) break;
+      if (kept_prompts.size() == wanted ||
+          e.generation_batches >= g.dynamic_sampling_max_gen_batches)
+        break;
       e.prompts.clear(), e.trajectories.clear();
       sample_prompts(run, g.num_prompts_per_step, e.prompts, e.trajectories, e);
       ++e.generation_batches;
     }
-    if (!kept_prompts.empty()) e.prompts = std::move(kept_prompts), e.trajectories = std::move(kept);
+    if (!kept_prompts.empty())
+      e.prompts = std::move(kept_prompts), e.trajectories = std::move(kept);
   }
   e.advantages = rl::compute_advantages(run.preset.advantages, e.trajectories);
   return e;
@@ -136,25 +146,31 @@ policy::Logprobs score_all(RlRun& run, const model::ModelView& view, Span sequen
   const auto step = static_cast<std::size_t>(run.config.policy.logprob_batch_size);
   policy::Logprobs out;
   for (std::size_t i = 0; i < sequences.size(); i += step) {
-    auto part = policy::score(run.policy.ctx, view, sequences.subspan(i, std::min(step, sequences.size() - i)),
+    auto part = policy::score(run.policy.ctx, view,
+                              sequences.subspan(i, std::min(step, sequences.size() - i)),
                               row_sampling(run.sampling));
     std::move(part.begin(), part.end(), std::back_inserter(out));
   }
   return out;
 }
 
-void compare(const RlRun& run, std::int64_t step, Span sequences, const policy::Logprobs& logprobs, rl::MismatchSums& sums) {
+void compare(const RlRun& run, std::int64_t step, Span sequences, const policy::Logprobs& logprobs,
+             rl::MismatchSums& sums) {
   const rl::LossConfig& l = run.preset.loss;
   const rl::ImportanceBounds bounds{l.truncated_importance_sampling_ratio_min.value_or(0.0),
                                     l.truncated_importance_sampling_ratio.value_or(1.0 / 0.0)};
-  for (std::size_t i = 0; i < sequences.size(); ++i) rl::accumulate_mismatch(sequences[i], logprobs[i], bounds, sums);
+  for (std::size_t i = 0; i < sequences.size(); ++i)
+    rl::accumulate_mismatch(sequences[i], logprobs[i], bounds, sums);
   if (!run.one_precision || sums.logprobs_different == 0) return;
   const rl::FirstDifference d = rl::first_difference(sequences, logprobs);
   base::fail<base::SystemError>(
-      "step {}: {} of {} log-probabilities of the policy differ from the rollout's, first in sequence {} at token {} ({:a} "
-      "against {:a}). Both run the same precision, so this must not happen: the machine or the build is at fault. No weight was "
+      "step {}: {} of {} log-probabilities of the policy differ from the rollout's, first in "
+      "sequence {} at token {} ({:a} "
+      "against {:a}). Both run the same precision, so this must not happen: the machine or the "
+      "build is at fault. No weight was "
       "changed by this step",
-      step, sums.logprobs_different, sums.logprobs_compared, d.sequence, d.position, d.trainer, d.rollout);
+      step, sums.logprobs_different, sums.logprobs_compared, d.sequence, d.position, d.trainer,
+      d.rollout);
 }
 
 }  // namespace
@@ -180,8 +196,8 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
   }
   const bool compared = mismatch.logprobs_compared > 0;
   if (run.reference != nullptr) {
-    const model::ModelView view{run.reference.get(), run.reference_quantized.get(), run.policy.rope.cos_PK,
-                                run.policy.rope.sin_PK};
+    const model::ModelView view{run.reference.get(), run.reference_quantized.get(),
+                                run.policy.rope.cos_PK, run.policy.rope.sin_PK};
     const policy::Logprobs reference = score_all(run, view, all);
     for (std::size_t i = 0; i < all.size(); ++i) all[i].reference_logprobs = reference[i];
   }
@@ -201,9 +217,11 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
     for (std::size_t i = 0; i < part.size(); i += micro) {
       const Span sequences = part.subspan(i, std::min(micro, part.size() - i));
       const policy::Logprobs logprobs = policy::accumulate(
-          run.policy, sequences, static_cast<double>(sequences.size()) / static_cast<double>(part.size()),
+          run.policy, sequences,
+          static_cast<double>(sequences.size()) / static_cast<double>(part.size()),
           row_sampling(run.sampling), [&](const policy::Logprobs& current, policy::Logprobs& d) {
-            rl::MicroBatchLoss l = rl::micro_batch_loss(run.preset.loss, sequences, current, denominators);
+            rl::MicroBatchLoss l =
+                rl::micro_batch_loss(run.preset.loss, sequences, current, denominators);
             d = std::move(l.d_logprobs);
             sums += l.sums;
             return l.loss;
@@ -214,7 +232,8 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
     const policy::StepResult r = policy::finish_step(run.policy, lr);
     loss += r.loss, grad_norm += r.grad_norm;
     ++updates, skipped += r.skipped;
-    valid.valid_tokens += denominators.valid_tokens, valid.valid_sequences += denominators.valid_sequences;
+    valid.valid_tokens += denominators.valid_tokens,
+        valid.valid_sequences += denominators.valid_sequences;
     trained_tokens += run.policy.tokens;
     for (const auto& [name, value] : r.metrics) metrics[name] = value;  // of the last update
     if (r.skipped) metrics["guard/skip_reason"] = r.skip_reason;
@@ -228,7 +247,8 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
   metrics["train/lr"] = lr;
   metrics["train/optimizer_steps"] = updates - skipped;
   metrics["guard/skipped_steps"] = skipped;
-  for (const auto& [name, value] : rl::loss_metrics(run.preset.loss, sums, valid)) metrics["train/" + name] = value;
+  for (const auto& [name, value] : rl::loss_metrics(run.preset.loss, sums, valid))
+    metrics["train/" + name] = value;
   for (const auto& [name, value] : rl::mismatch_metrics(mismatch)) metrics["train/" + name] = value;
   metrics["train/logprobs_compared"] = mismatch.logprobs_compared;
   metrics["train/logprobs_different"] = mismatch.logprobs_different;

@@ -16,8 +16,10 @@ struct RlRun {
   model::Tokenizer tokenizer;
   std::shared_ptr<model::Weights> weights;
   policy::Policy policy;
-  std::shared_ptr<model::QuantizedWeights> rollout_weights;  // the policy's own where the precision is one
-  std::shared_ptr<model::Weights> reference;                 // with a KL penalty: the weights that the run started from
+  std::shared_ptr<model::QuantizedWeights>
+      rollout_weights;  // the policy's own where the precision is one
+  std::shared_ptr<model::Weights>
+      reference;  // with a KL penalty: the weights that the run started from
   std::shared_ptr<model::QuantizedWeights> reference_quantized;
   std::unique_ptr<rollout::Engine> engine;
   std::unique_ptr<PromptSource> train, validation;
@@ -46,8 +48,9 @@ struct Experience {
 
 Experience gather(RlRun& run);
 
-// Trains on it: one or more optimizer steps. Fills train/*, fp8/*, moe/* and timing/train/policy_training. Throws SystemError
-// when policy and rollout share a precision and a compared log-probability differs in a bit: then no weight has changed.
+// Trains on it: one or more optimizer steps. Fills train/*, fp8/*, moe/* and
+// timing/train/policy_training. Throws SystemError when policy and rollout share a precision and a
+// compared log-probability differs in a bit: then no weight has changed.
 void train(RlRun& run, std::int64_t step, const Experience& experience, Metrics& metrics);
 
 }  // namespace lockstep::loop

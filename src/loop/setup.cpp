@@ -11,13 +11,16 @@ using base::InputError;
 
 tensor::Context make_context(const RunConfig& config, tensor::Arena& workspace) {
   if (config.device == "cuda")
-    base::fail<InputError>("device: cuda was asked for, but this build has no CUDA backend; use device=auto or device=cpu");
+    base::fail<InputError>(
+        "device: cuda was asked for, but this build has no CUDA backend; use device=auto or "
+        "device=cpu");
   return tensor::cpu_context(workspace, static_cast<int>(config.num_threads));
 }
 
 namespace {
 
-model::Precision precision_of(const std::string& precision, const std::string& key, const Fp8Config& fp8) {
+model::Precision precision_of(const std::string& precision, const std::string& key,
+                              const Fp8Config& fp8) {
   model::Precision p;
   p.fp8 = model::parse_precision(precision, key);
   if (!p.fp8) return p;
@@ -37,14 +40,21 @@ model::Precision policy_precision(const RunConfig& config) {
 }
 
 model::Precision rollout_precision(const RunConfig& config) {
-  return precision_of(generation_precision(config), "policy.generation.precision", generation_fp8(config));
+  return precision_of(generation_precision(config), "policy.generation.precision",
+                      generation_fp8(config));
 }
 
 policy::PolicyOptions policy_options(const RunConfig& config) {
   const PolicyConfig& p = config.policy;
   policy::PolicyOptions o;
   o.precision = policy_precision(config);
-  o.adamw = {p.optimizer.lr, p.optimizer.betas[0], p.optimizer.betas[1], p.optimizer.eps, p.optimizer.weight_decay, 1, 1.0f};
+  o.adamw = {p.optimizer.lr,
+             p.optimizer.betas[0],
+             p.optimizer.betas[1],
+             p.optimizer.eps,
+             p.optimizer.weight_decay,
+             1,
+             1.0f};
   o.bf16_moments = p.optimizer.moment_dtype == "bf16";
   o.max_grad_norm = p.max_grad_norm;
   o.activation_checkpointing = p.activation_checkpointing;
@@ -56,8 +66,8 @@ policy::PolicyOptions policy_options(const RunConfig& config) {
 
 policy::Schedule schedule(const RunConfig& config, std::int64_t total_steps) {
   const SchedulerConfig& s = config.policy.scheduler;
-  return {policy::parse_schedule(s.name, "policy.scheduler.name"), config.policy.optimizer.lr, s.min_lr, s.warmup_steps,
-          s.total_steps.value_or(total_steps)};
+  return {policy::parse_schedule(s.name, "policy.scheduler.name"), config.policy.optimizer.lr,
+          s.min_lr, s.warmup_steps, s.total_steps.value_or(total_steps)};
 }
 
 rl::Preset estimator(const RunConfig& config) {
@@ -92,11 +102,13 @@ rl::Preset estimator(const RunConfig& config) {
   p.loss.force_on_policy_ratio = l.force_on_policy_ratio;
   p.loss.use_importance_sampling_correction = l.use_importance_sampling_correction;
   if (l.use_importance_sampling_correction)
-    p.loss.truncated_importance_sampling_type = rl::importance_truncation_from(l.truncated_importance_sampling_type);
+    p.loss.truncated_importance_sampling_type =
+        rl::importance_truncation_from(l.truncated_importance_sampling_type);
   p.loss.truncated_importance_sampling_ratio = l.truncated_importance_sampling_ratio;
   p.loss.truncated_importance_sampling_ratio_min = l.truncated_importance_sampling_ratio_min;
   if (l.token_level_loss && !l.loss_agg)
-    p.loss.loss_agg = *l.token_level_loss ? rl::LossAggregation::kTokenMean : rl::LossAggregation::kSeqMean;
+    p.loss.loss_agg =
+        *l.token_level_loss ? rl::LossAggregation::kTokenMean : rl::LossAggregation::kSeqMean;
   if (l.loss_agg) p.loss.loss_agg = rl::loss_aggregation_from(*l.loss_agg);
   if (p.loss.loss_agg == rl::LossAggregation::kSeqSumConst) p.loss.loss_agg_length = max_new;
   rl::validate(p.advantages);
@@ -114,7 +126,8 @@ data::SamplingParams sampling_params(const RunConfig& config, const model::Model
   s.max_new_tokens = static_cast<int>(g.max_new_tokens);
   for (const std::int64_t id : g.stop_token_ids) {
     if (id < 0 || id >= model.vocab_size)
-      base::fail<InputError>("policy.generation.stop_token_ids: {} is outside the vocabulary of {}", id, model.vocab_size);
+      base::fail<InputError>("policy.generation.stop_token_ids: {} is outside the vocabulary of {}",
+                             id, model.vocab_size);
     s.stop_token_ids.push_back(static_cast<std::int32_t>(id));
   }
   if (s.stop_token_ids.empty()) s.stop_token_ids = model.eos_token_ids;
@@ -177,7 +190,8 @@ PromptSource::PromptSource(const RunConfig& config, const DataSourceConfig& sour
       tokenizer_(tokenizer) {
   if (source.data_path) {
     file_ = rl::load_jsonl(*source.data_path, {source.input_key, source.output_key});
-    if (num_samples_ > 0 && num_samples_ < static_cast<std::int64_t>(file_.size())) file_.resize(num_samples_);
+    if (num_samples_ > 0 && num_samples_ < static_cast<std::int64_t>(file_.size()))
+      file_.resize(num_samples_);
   } else {
     task_ = task_config(config, source);
   }
@@ -203,7 +217,7 @@ data::Prompt PromptSource::prompt(std::int64_t index) const {
   }
   p.id = index;
   p.text = system_prompt_ + p.text;
-  p.tokens = tokenizer_.encode(p.text);
+  p.tokens = model::encode_ordinary(tokenizer_, p.text);
   return p;
 }
 

@@ -38,7 +38,8 @@ rl::TaskConfig task_config(const RunConfig& config, const DataSourceConfig& sour
 // Prompts by index: a built-in task, or a JSONL file in the order of its epochs.
 class PromptSource {
  public:
-  PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split, const model::Tokenizer& tokenizer);
+  PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split,
+               const model::Tokenizer& tokenizer);
   data::Prompt prompt(std::int64_t index) const;
   std::int64_t size() const;  // of a file, or of a validation set; unbounded sources give max int64
 

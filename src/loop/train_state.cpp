@@ -17,17 +17,23 @@ using tensor::TensorView;
 
 namespace {
 
-FileDtype file_dtype(const TensorView& t) { return t.dtype == DType::kBf16 ? FileDtype::kBF16 : FileDtype::kF32; }
+FileDtype file_dtype(const TensorView& t) {
+  return t.dtype == DType::kBf16 ? FileDtype::kBF16 : FileDtype::kF32;
+}
 
 std::vector<std::pair<std::string, TensorView>> slabs(const policy::Policy& p) {
-  return {{"master", p.master}, {"exp_avg", p.m}, {"exp_avg_sq", p.v}, {"router_bias", p.weights->router_bias}};
+  return {{"master", p.master},
+          {"exp_avg", p.m},
+          {"exp_avg_sq", p.v},
+          {"router_bias", p.weights->router_bias}};
 }
 
 }  // namespace
 
-void write_train_state(const std::filesystem::path& folder, const policy::Policy& policy, const TrainState& state) {
+void write_train_state(const std::filesystem::path& folder, const policy::Policy& policy,
+                       const model::Tokenizer& tokenizer, const TrainState& state) {
   std::filesystem::create_directories(folder / "policy");
-  model::save_checkpoint(*policy.weights, folder / "policy" / "weights");
+  model::save_checkpoint(*policy.weights, &tokenizer, folder / "policy" / "weights");
   std::vector<model::TensorToWrite> tensors;
   for (const auto& [name, view] : slabs(policy)) {
     std::vector<std::int64_t> shape(view.shape.dim, view.shape.dim + view.shape.rank);
@@ -57,8 +63,9 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
     const nlohmann::json info = nlohmann::json::parse(base::read_file(info_path, 1 << 20));
     const auto contract = info.at("contract_version").get<int>();
     if (contract != numerics::kContractVersion)
-      fail(fmt::format("written under numerics contract {}, this build has {}; its bits cannot be continued", contract,
-                       numerics::kContractVersion));
+      fail(fmt::format(
+          "written under numerics contract {}, this build has {}; its bits cannot be continued",
+          contract, numerics::kContractVersion));
     state.step = info.at("current_step").get<std::int64_t>();
     state.next_prompt = info.at("consumed_samples").get<std::int64_t>();
     state.total_valid_tokens = info.at("total_valid_tokens").get<std::int64_t>();
@@ -75,17 +82,21 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
     const model::FileTensor& t = file.at(name);
     const std::vector<std::int64_t> shape(view.shape.dim, view.shape.dim + view.shape.rank);
     if (t.shape != shape || t.dtype != file_dtype(view) || t.bytes.size() != view.bytes())
-      base::fail<InputError>("{}: tensor {} is {} [{}], this run needs {} [{}]; the checkpoint is of another model or another "
-                             "policy.optimizer.moment_dtype",
-                             file.path.string(), name, model::dtype_name(t.dtype), fmt::join(t.shape, ", "),
-                             model::dtype_name(file_dtype(view)), fmt::join(shape, ", "));
+      base::fail<InputError>(
+          "{}: tensor {} is {} [{}], this run needs {} [{}]; the checkpoint is of another model or "
+          "another "
+          "policy.optimizer.moment_dtype",
+          file.path.string(), name, model::dtype_name(t.dtype), fmt::join(t.shape, ", "),
+          model::dtype_name(file_dtype(view)), fmt::join(shape, ", "));
     std::memcpy(view.data, t.bytes.data(), t.bytes.size());
   }
   policy::publish(policy);
   const std::string found = sync::weight_checksum(policy.view());
   if (found != checksum)
-    fail(fmt::format("weight checksum is {} after loading, {} was saved; the precision settings differ or a file was changed",
-                     found, checksum));
+    fail(
+        fmt::format("weight checksum is {} after loading, {} was saved; the precision settings "
+                    "differ or a file was changed",
+                    found, checksum));
   return state;
 }
 
