@@ -50,6 +50,29 @@ TEST(Attention, HasTheBitsOfTheContractAtExtremeScores) {
   }
 }
 
+// One key takes all the weight and has v = 0; what the others add lies below FP32. The block's
+// steps of zeros decide the sign of that zero, and turn a sum beyond FP32 into NaN.
+TEST(Attention, HasTheBitsOfTheContractWhereSumsLeaveTheRange) {
+  Rng rng(11);
+  tensor::Arena arena;
+  const Context ctx = context(arena, tensor::best_isa());
+  for (const std::int64_t length : {3, 40, 113, 130}) {
+    const AttentionCase x = attention_case(rng, {2, 1, 16, 2, 0.25}, {length});
+    for (std::int64_t i = 0; i < length * 2 * 16; ++i) set_value(x.q_THK, i, 1.0);
+    for (std::int64_t i = 0; i < length * 16; ++i) set_value(x.k_TJK, i, i < 2 * 16 ? 8.0 : 0.0);
+    for (std::int64_t i = 0; i < length; ++i) {
+      set_value(x.v_TJK, i * 2, i < 2 ? 0.0 : -0x1p-110);
+      set_value(x.v_TJK, i * 2 + 1, 0x1.8p127);
+    }
+    const AttentionResult r = forward(ctx, x);
+    expect_contract(x, r, 1);
+    EXPECT_TRUE(same(r, forward_served(
+                            ctx, x, 16, [] { return 1; }, rng)));
+    EXPECT_FALSE(std::signbit(get_value(r.out_THK, 2 * 2 * 2)));
+    EXPECT_TRUE(std::isnan(get_value(r.out_THK, 2 * 2 * 2 + 1)));
+  }
+}
+
 TEST(Attention, AgreesWithTheReference) {
   Rng rng(3);
   tensor::Arena arena;
