@@ -1,8 +1,6 @@
 #include "loop/config_load.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
+#include "base/content_hash.h"
 #include "base/error.h"
 #include "base/file_io.h"
 #include "loop/config_read.h"
@@ -169,8 +167,7 @@ std::string config_hash(const RunConfig& config) {
   std::string text;
   for (const ConfigKey& key : config_keys(copy))
     if (decides(key, config)) text += key.name + ": " + raw_to_yaml(config_value(key)) + "\n";
-  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return base::content_hash(text);
 }
 
 }  // namespace lockstep::loop

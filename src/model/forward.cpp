@@ -93,6 +93,8 @@ void ForwardStats::add(const ForwardStats& other) {
   attention_output.add(other.attention_output);
   expert_input.add(other.expert_input);
   expert_activation.add(other.expert_activation);
+  if (expert_rows.size() < other.expert_rows.size()) expert_rows.resize(other.expert_rows.size());
+  for (std::size_t i = 0; i < other.expert_rows.size(); ++i) expert_rows[i] += other.expert_rows[i];
 }
 
 void forward_layer(const Context& ctx, const ModelView& model, int layer, const ForwardBatch& batch,
@@ -158,11 +160,18 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   ops::rms_norm(ctx, s.x1_TD, o_TD, weight(p.post_norm), c.rms_eps, s.x2_TD, s.h2_TD, s.rstd2_T);
   s.logits_TE = fp32({T, E}), s.weights_TC = fp32({T, C}), s.experts_TC = int32({T, C});
   ops::bf16_gemm(ctx, s.h2_TD, weight(p.router), ops::BLayout::kNK, none, s.logits_TE);
-  ops::router(ctx, s.logits_TE, none, c.router, s.weights_TC, s.experts_TC);
+  const TensorView bias_E = model.weights->router_bias.view().rows(layer, 1).reshape({E});
+  ops::router(ctx, s.logits_TE, bias_E, c.router, s.weights_TC, s.experts_TC);
   s.segments = {int32({E + 1}), int32({E + 1})};
   s.row_TC = int32({T, C}), s.token_M = int32({M});
   ops::plan_permutation(ctx, s.experts_TC, s.segments, s.row_TC, s.token_M);
   const TensorView& offsets = s.segments.offsets_E1;
+  if (stats != nullptr) {
+    stats->expert_rows.resize(static_cast<std::size_t>(c.num_layers * E));
+    for (std::int64_t e = 0; e < E; ++e)
+      stats->expert_rows[layer * E + e] +=
+          offsets.as<std::int32_t>()[e + 1] - offsets.as<std::int32_t>()[e];
+  }
 
   LinearInput routed;
   if (q.fp8[p.gate_up]) {

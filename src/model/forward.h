@@ -55,9 +55,10 @@ struct LayerSaved {
   tensor::TensorView down_MD;
 };
 
-// Counters of FP8 health by tensor group.
+// Counters of FP8 health by tensor group, and how many rows each expert had.
 struct ForwardStats {
   ops::QuantStats attention_input, attention_output, expert_input, expert_activation;
+  std::vector<std::int64_t> expert_rows;  // [layer * E + expert], rows routed there
   void add(const ForwardStats& other);
 };
 

@@ -1,29 +1,20 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
+#include <set>
 
 #include "base/error.h"
 #include "loop/config_keys.h"
 #include "loop/config_load.h"
 #include "loop/config_value.h"
+#include "loop/temp_dir.h"
 
 namespace lockstep::loop {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct ConfigTest : testing::Test {
-  fs::path dir = fs::path(testing::TempDir()) /
-                 ("config_" + std::to_string(::getpid()) + "_" +
-                  testing::UnitTest::GetInstance()->current_test_info()->name());
-  void SetUp() override { fs::create_directories(dir); }
-  void TearDown() override { fs::remove_all(dir); }
-
-  fs::path put(const std::string& name, const std::string& text) {
-    std::ofstream(dir / name, std::ios::binary) << text;
-    return dir / name;
-  }
+struct ConfigTest : TempDirTest {
   RunConfig load(const std::string& text, const std::vector<std::string>& overrides = {}) {
     return load_config({put("c.yaml", text)}, overrides);
   }
