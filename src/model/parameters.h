@@ -59,6 +59,14 @@ ParamTable build_param_table(const ModelConfig& config);
 // The view of parameter `p` in a slab (FP32 or BF16) laid out by the table.
 tensor::TensorView param_view(const ParamTable& table, const tensor::TensorView& slab, int p);
 
+// Where row `row` of a part begins, in elements from the beginning of its parameter; its columns
+// follow.
+inline std::int64_t part_row_offset(const Param& param, const ParamPart& part, std::int64_t row) {
+  const tensor::Shape& s = param.shape;
+  const std::int64_t rows = s.rank > 1 ? s[s.rank - 2] : 1;
+  return (part.expert * rows + part.row + row) * s[s.rank - 1];
+}
+
 // For each parameter: does it run in FP8 under this precision? An ignored pattern that matches
 // nothing is an InputError.
 std::vector<bool> fp8_params(const ParamTable& table, const ModelConfig& config,
