@@ -239,9 +239,10 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
   metrics["train/lr"] = lr;
   metrics["train/optimizer_steps"] = updates - skipped;
   metrics["guard/skipped_steps"] = skipped;
+  for (const auto& [name, value] : rl::mismatch_metrics(mismatch)) metrics["train/" + name] = value;
+  // approx_entropy and is_oob_ratio stand in both; the loss's own definition wins.
   for (const auto& [name, value] : rl::loss_metrics(run.preset.loss, sums, valid))
     metrics["train/" + name] = value;
-  for (const auto& [name, value] : rl::mismatch_metrics(mismatch)) metrics["train/" + name] = value;
   metrics["train/logprobs_compared"] = mismatch.logprobs_compared;
   metrics["train/logprobs_different"] = mismatch.logprobs_different;
   metrics["train/trained_tokens"] = trained_tokens;
