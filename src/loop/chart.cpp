@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kWidth = 560, kHeight = 236;
 constexpr double kLeft = 58, kRight = 546, kTop = 12, kBottom = 206;
-constexpr std::size_t kColours = 10, kMaxStretches = 400, kMaxColumns = 120;
+constexpr std::size_t kColours = 10, kMaxStretches = 400, kMaxColumns = 120, kMaxHovers = 100;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Range {
@@ -59,8 +59,10 @@ Scale x_scale(Range range) {
 
 Scale linear_scale(Range range) {
   const double size = std::max(std::abs(range.low), std::abs(range.high));
-  if (!(range.high - range.low > 1e-9 * size)) {  // a flat line stands in the middle
-    const double margin = size > 0 ? 0.1 * size : 1;
+  if (size == 0) {
+    range.high = 1;
+  } else if (!(range.high - range.low > 1e-9 * size)) {  // a flat line stands in the middle
+    const double margin = 0.1 * size;
     range.low -= margin, range.high += margin;
   } else {
     const double margin = 0.06 * (range.high - range.low);
@@ -68,7 +70,7 @@ Scale linear_scale(Range range) {
     range.high += margin;
   }
   Scale s{range, kBottom, kTop, false, 0, {}};
-  s.ticks = round_ticks(range, 4);
+  s.ticks = round_ticks(range, 5);
   return s;
 }
 
@@ -140,6 +142,7 @@ std::string line(const Series& series, std::size_t colour, const Scale& x, const
   const std::vector<Point> points = thinned(series.points);
   std::string path, dots;
   bool pen_down = false;
+  const std::size_t stride = 1 + points.size() / kMaxHovers;
   for (std::size_t i = 0; i < points.size(); ++i) {
     const Point& p = points[i];
     if (!std::isfinite(p.y)) {
@@ -150,11 +153,13 @@ std::string line(const Series& series, std::size_t colour, const Scale& x, const
     path += fmt::format("{}{:.1f} {:.1f}", pen_down ? "L" : "M", px, py);
     const bool alone = !pen_down && (i + 1 == points.size() || !std::isfinite(points[i + 1].y));
     pen_down = true;
+    // Beyond kMaxHovers points only every stride-th one answers to the pointer.
     const bool visible = alone || points.size() <= 24;
+    if (!visible && i % stride != 0) continue;
     dots += fmt::format(
-        "<g class=\"hit\"><circle class=\"dot{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.6\"/>"
-        "<circle class=\"area\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"7\"/><title>{}</title></g>\n",
-        visible ? "" : " faint", px, py, px, py, hover_text(series, p, unit));
+        "<circle class=\"dot{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.6\"><title>{}"
+        "</title></circle>\n",
+        visible ? "" : " faint", px, py, hover_text(series, p, unit));
   }
   return fmt::format("<g class=\"c{}\"><path class=\"line\" d=\"{}\"/>\n{}</g>\n",
                      colour % kColours, path, dots);

@@ -37,13 +37,19 @@ std::string seconds_text(double s) {
 
 std::string headlines(const RunData& run) {
   std::vector<Headline> h;
-  h.push_back({first_to_last(run, "validation/accuracy"), "held-out accuracy, first to last"});
-  h.push_back({first_to_last(run, "validation/loss"), "held-out loss, nats a token"});
+  const auto label = [&](const std::string& text, const std::string& metric) {
+    return metric_series(run, metric, "").points.size() < 2 ? text : text + ", first to last";
+  };
+  h.push_back({first_to_last(run, "validation/accuracy"),
+               label("held-out accuracy", "validation/accuracy")});
+  h.push_back({first_to_last(run, "validation/loss"),
+               label("held-out loss, nats a token", "validation/loss")});
   if (has(run, "train/logprobs_compared"))
     h.push_back({fmt::format("{} of {}", number_text(sum_values(run, "train/logprobs_different")),
                              number_text(sum_values(run, "train/logprobs_compared"))),
                  "log-probabilities differ between policy and rollout"});
-  if (!has(run, "train/reward")) h.push_back({first_to_last(run, "train/loss"), "training loss"});
+  if (!has(run, "train/reward"))
+    h.push_back({first_to_last(run, "train/loss"), label("training loss", "train/loss")});
   if (const auto speed = mean_value(run, "performance/tokens_per_sec"))
     h.push_back({number_text(std::round(*speed)), "tokens a second, mean over steps"});
   if (!run.rows.empty()) {

@@ -20,7 +20,7 @@ const std::vector<ChartPlan>& chart_plans() {
        "",
        Axis::kLinear,
        "",
-       {{"train/loss", "training"}, {"validation/loss", "held-out, nats a token"}}},
+       {{"train/loss", "training"}, {"validation/loss", "held-out"}}},
       {kLearning,
        "Gradient norm",
        "",

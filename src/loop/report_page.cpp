@@ -70,10 +70,9 @@ svg { display: block; width: 100%; height: auto; margin-top: auto; }
 .axis { stroke: var(--soft); stroke-width: 1; }
 .tick { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-nums; }
 .line { fill: none; stroke: var(--c); stroke-width: 1.7; stroke-linejoin: round; }
-.dot { fill: var(--c); }
-.faint { opacity: 0; }
-.area { fill: transparent; }
-.hit:hover .dot { opacity: 1; r: 4px; }
+.dot { fill: var(--c); stroke: transparent; stroke-width: 9; pointer-events: all; }
+.faint { fill: transparent; }
+.dot:hover { fill: var(--c); r: 4px; }
 .bar { fill: var(--c); }
 .bar:hover { opacity: 0.75; }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; background: var(--card); margin-top: 16px; }
