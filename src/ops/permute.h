@@ -8,7 +8,8 @@ namespace lockstep::ops {
 
 // The sort: segments.offsets_E1 and padded_offsets_E1 (each segment rounded up to 128), row_TC[t,
 // c] = the row of that slot, token_M[row] = its token. All int32. An expert index outside [0, E) is
-// a ContractError.
+// a ContractError, as is a padded row count above the range of int32. Ops that read row_TC or
+// token_M refuse entries out of range.
 void plan_permutation(const Context& ctx, const TensorView& experts_TC, const Segments& segments,
                       const TensorView& row_TC, const TensorView& token_M);
 
@@ -16,18 +17,19 @@ void plan_permutation(const Context& ctx, const TensorView& experts_TC, const Se
 void permute(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
              const TensorView& out_MD);
 
-// y[t] = bf16(sum over slots of weights[t, c] * o[row[t, c]] (+ shared[t])); o_MD, shared_TD, y_TD
-// BF16, weights FP32.
+// y[t] = bf16(acc (+ shared[t])), acc = 0, then acc = fma(weights[t, c], o[row[t, c]], acc) in slot
+// order; o_MD, shared_TD (may be empty), y_TD BF16, weights FP32.
 void combine(const Context& ctx, const TensorView& o_MD, const TensorView& weights_TC,
              const TensorView& row_TC, const TensorView& shared_TD, const TensorView& y_TD);
 
-// d_o[row] = bf16(w * dy[t]); d_weights_TC = <dy[t], o[row]>.
+// d_o[row[t, c]] = bf16(weights[t, c] * dy[t]); d_weights[t, c] = lane_sum of dy[t] * o[row[t, c]].
+// Rows that no slot names are left alone (there are none after plan_permutation).
 void combine_backward(const Context& ctx, const TensorView& dy_TD, const TensorView& o_MD,
                       const TensorView& weights_TC, const TensorView& row_TC,
                       const TensorView& d_o_MD, const TensorView& d_weights_TC);
 
-// d_h[t] = bf16(first[t] + sum over slots of d_x[row[t, c]] + last[t]); first and last (BF16 [T,
-// D]) may be empty.
+// d_h[t] = bf16(acc), acc = 0, then one FP32 addition each: first[t], d_x[row[t, c]] in slot order,
+// last[t]; first and last (BF16 [T, D]) may be empty.
 void permute_backward(const Context& ctx, const TensorView& d_x_MD, const TensorView& row_TC,
                       const TensorView& first_TD, const TensorView& last_TD,
                       const TensorView& d_h_TD);

@@ -39,8 +39,8 @@ void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments
 }
 
 void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales kind, bool pow2,
-                     std::int64_t part_rows, const Fp8Weight& out, const Fp8Weight& out_t,
-                     QuantStats* stats) {
+                     const std::vector<std::int64_t>& part_rows, const Fp8Weight& out,
+                     const Fp8Weight& out_t, QuantStats* stats) {
   require(w_ENK, DType::kBf16, {-1, -1, -1}, "quantize_weight: w");
   const std::int64_t E = w_ENK.dim(0), N = w_ENK.dim(1), K = w_ENK.dim(2);
   const Scaling scaling = kind == WeightScales::kBlock128 ? Scaling::kBlock : Scaling::kRow;
@@ -48,11 +48,14 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
                  "quantize_weight: the outputs' scaling does not fit the kind of scales");
   require_weight(out, E, N, K, "quantize_weight: out");
   if (out_t.codes_ENK) require_weight(out_t, E, K, N, "quantize_weight: out_t");
-  const std::int64_t part = part_rows == 0 ? N : part_rows;
-  LOCKSTEP_CHECK(part == N || (part > 0 && part % numerics::kQuantBlock == 0 && N % part == 0),
-                 "quantize_weight: {} rows do not split into projections of {} (a multiple of {})",
-                 N, part_rows, numerics::kQuantBlock);
-  LOCKSTEP_CPU_CALL(ctx, quantize_weight, ctx, w_ENK, kind, pow2, part, out, out_t, stats);
+  std::int64_t rows = 0;
+  for (const std::int64_t part : part_rows) rows += part;
+  LOCKSTEP_CHECK(part_rows.empty() || rows == N,
+                 "quantize_weight: projections of {} rows do not make up a slab of {}",
+                 fmt::join(part_rows, " + "), N);
+  const std::int64_t* parts = part_rows.empty() ? &N : part_rows.data();
+  const std::int64_t count = part_rows.empty() ? 1 : static_cast<std::int64_t>(part_rows.size());
+  LOCKSTEP_CPU_CALL(ctx, quantize_weight, ctx, w_ENK, kind, pow2, parts, count, out, out_t, stats);
 }
 
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {

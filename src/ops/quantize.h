@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ops/operand.h"
 
@@ -42,13 +43,12 @@ enum class WeightScales {
 
 // Weight codes of w_ENK (BF16) and the copy with the axes swapped that the input gradient reads
 // (out_t may be empty). kBlock128: out_t is the byte transpose with the transposed scale grid.
-// kPerRow: out_t has scales of its own, one per column of w. kPerTensor: out_t has one scale per
-// expert's slab, repeated, because its contraction runs across the projections; with one projection
-// that is the byte transpose. `part_rows`: a fused slab's rows come in projections of this many
-// rows (a multiple of 128; 0 = one projection), which matters to kPerTensor only.
+// kPerRow: out_t has scales of its own, one per column of w. kPerTensor: out has one scale per
+// projection, out_t one per expert's slab, as its contraction runs over all of them. `part_rows`:
+// rows of each projection of a fused slab (they add up to N; empty = one projection).
 void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales kind, bool pow2,
-                     std::int64_t part_rows, const Fp8Weight& out, const Fp8Weight& out_t,
-                     QuantStats* stats);
+                     const std::vector<std::int64_t>& part_rows, const Fp8Weight& out,
+                     const Fp8Weight& out_t, QuantStats* stats);
 
 // BF16 values of codes * scale, one rounding: for checkpoints and tests.
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK);

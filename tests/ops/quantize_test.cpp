@@ -316,20 +316,24 @@ TEST(Quantize, ColumnsFollowTheContract) {
 
 // `kind` written as blocks of w [E, N, K]; the transposed copy the same way.
 void check_weight(Rng& rng, std::int64_t E, std::int64_t N, std::int64_t K, WeightScales kind,
-                  std::int64_t part_rows, bool pow2) {
-  SCOPED_TRACE(
-      fmt::format("E {} N {} K {} kind {} part {}", E, N, K, static_cast<int>(kind), part_rows));
+                  const std::vector<std::int64_t>& part_rows, bool pow2) {
+  SCOPED_TRACE(fmt::format("E {} N {} K {} kind {} parts {}", E, N, K, static_cast<int>(kind),
+                           fmt::join(part_rows, " ")));
   const Tensor w = varied(rng, {E, N, K}, false);
   const bool blocks = kind == WeightScales::kBlock128;
-  const std::int64_t NB = groups(N), KB = groups(K), part = part_rows == 0 ? N : part_rows;
-  const std::int64_t parts = N / part;
+  const std::int64_t NB = groups(N), KB = groups(K);
+  std::vector<std::int64_t> part_of;  // by row
+  for (std::size_t i = 0; i < part_rows.size(); ++i)
+    part_of.insert(part_of.end(), index(part_rows[i]), static_cast<std::int64_t>(i));
+  part_of.resize(index(N));
+  const std::int64_t parts = std::max<std::int64_t>(1, static_cast<std::int64_t>(part_rows.size()));
   std::vector<std::size_t> block, block_t;
   for (std::int64_t e = 0; e < E; ++e)
     for (std::int64_t n = 0; n < N; ++n)
       for (std::int64_t k = 0; k < K; ++k) {
         const std::int64_t tile = (e * NB + n / 128) * KB + k / 128;
         const bool row = kind == WeightScales::kPerRow;
-        block.push_back(index(blocks ? tile : row ? e * N + n : e * parts + n / part));
+        block.push_back(index(blocks ? tile : row ? e * N + n : e * parts + part_of[index(n)]));
         block_t.push_back(index(blocks ? tile : row ? e * K + k : e));
       }
   const std::int64_t count = blocks                          ? E * NB * KB
@@ -386,11 +390,12 @@ TEST(Quantize, WeightsFollowTheContract) {
   for (const WeightScales kind :
        {WeightScales::kBlock128, WeightScales::kPerRow, WeightScales::kPerTensor})
     for (const bool pow2 : {false, true}) {
-      check_weight(rng, 2, 256, 129, kind, 128, pow2);
-      check_weight(rng, 1, 127, 33, kind, 0, pow2);
-      check_weight(rng, 3, 1, 1, kind, 0, pow2);
-      check_weight(rng, 1, 130, 200, kind, 0, pow2);
-      check_weight(rng, 0, 128, 16, kind, 0, pow2);
+      check_weight(rng, 2, 256, 129, kind, {128, 128}, pow2);
+      check_weight(rng, 2, 512, 33, kind, {256, 128, 128}, pow2);
+      check_weight(rng, 1, 127, 33, kind, {}, pow2);
+      check_weight(rng, 3, 1, 1, kind, {}, pow2);
+      check_weight(rng, 1, 130, 200, kind, {}, pow2);
+      check_weight(rng, 0, 128, 16, kind, {}, pow2);
     }
 }
 

@@ -186,8 +186,8 @@ void weight_columns(const Context& ctx, const Bf16* w, const WeightShape& shape,
 // One scale per projection in `out`. The contraction of the transposed copy runs across the
 // projections of a slab, so that copy has one scale per slab.
 void weight_tensors(const Context& ctx, const Bf16* w, const WeightShape& shape, bool pow2,
-                    std::int64_t part_rows, const Fp8Weight& out, const Fp8Weight& out_t,
-                    QuantStats* stats) {
+                    const std::int64_t* part_rows, std::int64_t parts, const Fp8Weight& out,
+                    const Fp8Weight& out_t, QuantStats* stats) {
   const auto [E, N, K] = shape;
   const tensor::ArenaScope scope(*ctx.workspace);
   const std::int64_t rows = E * N;
@@ -196,13 +196,15 @@ void weight_tensors(const Context& ctx, const Bf16* w, const WeightShape& shape,
   float* scales = data<float>(out.scales);
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
   for (std::int64_t r = 0; r < rows; ++r) amax[r] = row_amax(w + r * K, K);
-  for (std::int64_t first = 0; first < rows; first += part_rows) {
-    std::uint32_t largest = 0;
-    for (std::int64_t r = first; r < first + part_rows; ++r) largest = std::max(largest, amax[r]);
-    const float s = block_scale(largest, pow2);
-    for (std::int64_t r = first; r < first + part_rows; ++r) scales[r] = s;
-    if (stats != nullptr) count_block(largest, *stats);
-  }
+  for (std::int64_t e = 0, first = 0; e < E; ++e)
+    for (std::int64_t i = 0; i < parts; first += part_rows[i++]) {
+      std::uint32_t largest = 0;
+      for (std::int64_t r = first; r < first + part_rows[i]; ++r)
+        largest = std::max(largest, amax[r]);
+      const float s = block_scale(largest, pow2);
+      for (std::int64_t r = first; r < first + part_rows[i]; ++r) scales[r] = s;
+      if (stats != nullptr) count_block(largest, *stats);
+    }
 #pragma omp parallel num_threads(ctx.threads)
   {
     QuantStats local;
@@ -251,8 +253,8 @@ void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments
 }
 
 void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales kind, bool pow2,
-                     std::int64_t part_rows, const Fp8Weight& out, const Fp8Weight& out_t,
-                     QuantStats* stats) {
+                     const std::int64_t* part_rows, std::int64_t parts, const Fp8Weight& out,
+                     const Fp8Weight& out_t, QuantStats* stats) {
   const WeightShape shape{w_ENK.dim(0), w_ENK.dim(1), w_ENK.dim(2)};
   const Bf16* w = data<const Bf16>(w_ENK);
   switch (kind) {
@@ -268,7 +270,7 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
       return;
     }
     case WeightScales::kPerTensor:
-      weight_tensors(ctx, w, shape, pow2, part_rows, out, out_t, stats);
+      weight_tensors(ctx, w, shape, pow2, part_rows, parts, out, out_t, stats);
       return;
   }
 }
