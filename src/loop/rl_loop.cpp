@@ -1,31 +1,18 @@
 #include "loop/rl_loop.h"
 
-#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "base/file_io.h"
-#include "loop/checkpoint_store.h"
-#include "loop/config_load.h"
 #include "loop/interrupt.h"
-#include "loop/log.h"
 #include "loop/progress.h"
 #include "loop/report.h"
 #include "loop/rl_step.h"
-#include "loop/run_folder.h"
 #include "loop/tensorboard.h"
-#include "loop/train_state.h"
 #include "sync/refit.h"
 
 namespace lockstep::loop {
 
 namespace {
-
-double wall_time() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 const char* finish_name(data::FinishReason reason) {
   switch (reason) {
@@ -99,97 +86,17 @@ std::string step_line(std::int64_t step, const Metrics& m) {
                             number("timing/train/total_step_time"));
 }
 
-// The run's files and counters around the steps.
-struct Session {
-  RunFolder folder;
-  std::filesystem::path checkpoints;
-  Log log;
-  std::optional<std::int64_t> resumed_after;
-};
-
-// Opens the run folder and, when resuming, restores the newest valid checkpoint.
-Session open_session(const RunConfig& config, const Resume& resume, RlRun& run, TrainState& state) {
-  const std::filesystem::path root = config.logger.log_dir;
-  const bool resuming = resume.mode != Resume::kNever && holds_run(root);
-  if (resume.mode == Resume::kPath && !resuming)
-    base::fail<base::InputError>("--resume {}: {} holds no run to go on with", resume.path.string(),
-                                 root.string());
-  Session s{open_run_folder(root, resume.mode != Resume::kNever),
-            checkpoint_dir(config),
-            {},
-            std::nullopt};
-  s.log = open_log(s.folder.logs() / "lockstep.log");
-  if (resuming) {
-    const RunConfig before = load_config({s.folder.config()}, {});
-    const auto differences = config_differences(before, config);
-    if (!differences.empty())
-      base::fail<base::InputError>(
-          "{} was run with another configuration and cannot be resumed to the same bits: {}",
-          root.string(), fmt::join(differences, "; "));
-    FoundCheckpoint found;
-    if (resume.mode == Resume::kPath) {
-      found.problems = verify_checkpoint(resume.path, &found.manifest);
-      if (!found.problems.empty())
-        base::fail<base::InputError>("--resume {}: {}", resume.path.string(),
-                                     fmt::join(found.problems, "; "));
-      found.folder = resume.path;
-    } else {
-      found = find_latest_valid(s.checkpoints);
-      for (const std::string& problem : found.problems) s.log.warn(problem);
-    }
-    if (found.folder) {
-      state = read_train_state(*found.folder, run.policy);
-      run.next_prompt = state.next_prompt;
-      run.total_valid_tokens = state.total_valid_tokens;
-      s.log.warn(fmt::format("resuming after step {} from {}", state.step, found.folder->string()));
-    } else if (!list_checkpoints(s.checkpoints).empty()) {
-      base::fail<base::InputError>(
-          "{}: no checkpoint verifies ({}); remove the folder to start anew",
-          s.checkpoints.string(), fmt::join(found.problems, "; "));
-    }
-    s.resumed_after = state.step;
-    for (const std::string& note : truncate_metrics(s.folder.metrics(), state.step))
-      s.log.warn(note);
-    discard_rollouts_after(s.folder, state.step);
-  }
-  base::write_file_atomic(s.folder.config(), config_to_yaml(config));
-  return s;
-}
-
-void save(const RunConfig& config, const Session& session, const RlRun& run, std::int64_t step,
-          const Metrics& metrics) {
-  SaveRequest request;
-  request.dir = session.checkpoints;
-  request.step = step;
-  request.contract_version = std::to_string(numerics::kContractVersion);
-  request.config_hash = config_hash(config);
-  if (config.checkpointing.metric_name)
-    if (const auto m = metrics.find(*config.checkpointing.metric_name); m != metrics.end())
-      if (const double* value = std::get_if<double>(&m->second)) request.metric = *value;
-  request.keep_top_k = config.checkpointing.keep_top_k;
-  request.higher_is_better = config.checkpointing.higher_is_better;
-  const SaveReport report = save_checkpoint(request, [&](const std::filesystem::path& folder) {
-    write_train_state(folder, run.policy, run.tokenizer,
-                      {step, run.next_prompt, run.total_valid_tokens});
-  });
-  for (const std::string& note : report.notes) session.log.info(note);
-}
-
 }  // namespace
 
-Resume parse_resume(const std::string& text) {
-  if (text == "never" || text.empty()) return {};
-  if (text == "auto") return {Resume::kAuto, {}};
-  return {Resume::kPath, text};
-}
-
 RlSummary run_rl(const RunConfig& config, const Resume& resume) {
-  const double started = now();
+  const double started = steady_time();
   catch_interrupts();
   std::unique_ptr<RlRun> run_owner = make_rl_run(config);
   RlRun& run = *run_owner;
   TrainState state;
-  const Session session = open_session(config, resume, run, state);
+  const Session session = open_session(config, resume, run.policy, state);
+  run.next_prompt = state.next_prompt;
+  run.total_valid_tokens = state.total_valid_tokens;
   run.engine->set_model(run.rollout_view(), run.weights->version);
   MetricsWriter metrics_file(session.folder.metrics());
   std::optional<TensorBoardWriter> tensorboard;
@@ -208,23 +115,23 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   };
 
   for (std::int64_t step = state.step + 1; step <= last && !interrupted(); ++step) {
-    const double step_start = now();
+    const double step_start = steady_time();
     Metrics metrics;
     std::optional<EvalResult> evaluation;
     if (step == 1 && config.grpo.val_at_start) evaluation = held_out();
 
-    const double train_start = now();
+    const double train_start = steady_time();
     const rollout::EngineStats before = run.engine->stats();
     Experience e = gather(run);
     sample_metrics(e, metrics);
     train(run, step, e, metrics);
-    const double sync_start = now();
+    const double sync_start = steady_time();
     const sync::RefitReport refit = sync::share(run.policy.view(), run.rollout_view());
     run.engine->set_model(run.rollout_view(), refit.version);
     metrics["sync/weight_checksum"] = refit.checksum;
     metrics["sync/weight_version"] = static_cast<std::int64_t>(refit.version);
     metrics["sync/bytes_copied"] = refit.bytes_copied;
-    const double trained = now();
+    const double trained = steady_time();
 
     if (config.grpo.val_period > 0 && (step % config.grpo.val_period == 0 || step == last))
       evaluation = held_out();
@@ -247,7 +154,7 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["timing/train/prepare_for_generation/transfer_and_update_weights"] =
         trained - sync_start;
     metrics["timing/train/total_step_time"] = trained - train_start;
-    metrics["timing/validation"] = now() - trained + (train_start - step_start);
+    metrics["timing/validation"] = steady_time() - trained + (train_start - step_start);
     metrics["performance/tokens_per_sec"] =
         std::get<double>(metrics["train/total_num_tokens"]) / std::max(1e-9, trained - train_start);
     summary.logprobs_compared += std::get<std::int64_t>(metrics["train/logprobs_compared"]);
@@ -261,13 +168,14 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
         config.checkpointing.save_period > 0 && step % config.checkpointing.save_period == 0;
     if (config.checkpointing.enabled && (due || step == last || interrupted())) {
       metrics_file.sync();
-      save(config, session, run, step, metrics);
+      save_session(config, session, run.policy, run.tokenizer,
+                   {step, run.next_prompt, run.total_valid_tokens}, metrics);
     }
-    progress.step(step, step_line(step, metrics), now() - started);
+    progress.step(step, step_line(step, metrics), steady_time() - started);
   }
   progress.clear();
   summary.interrupted = interrupted() && summary.steps < last;
-  summary.seconds = now() - started;
+  summary.seconds = steady_time() - started;
   summary.report = write_report(session.folder.root);
   return summary;
 }

@@ -6,16 +6,9 @@
 #include <optional>
 #include <string>
 
-#include "loop/config.h"
+#include "loop/session.h"
 
 namespace lockstep::loop {
-
-// Where a run starts: anew, after its newest valid checkpoint, or after a given one.
-struct Resume {
-  enum Mode { kNever, kAuto, kPath } mode = kNever;
-  std::filesystem::path path;
-};
-Resume parse_resume(const std::string& text);  // never | auto | a checkpoint folder
 
 struct RlSummary {
   std::int64_t steps = 0;    // done in all, also before a resume

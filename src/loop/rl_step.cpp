@@ -1,23 +1,15 @@
 #include "loop/rl_step.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
+#include "loop/session.h"
 #include "model/checkpoint.h"
 
 namespace lockstep::loop {
 
 using base::InputError;
 using data::TrainSequence;
-
-namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 model::ModelView RlRun::rollout_view() const {
   return {weights.get(), rollout_weights.get(), policy.rope.cos_PK, policy.rope.sin_PK};
@@ -66,7 +58,7 @@ namespace {
 // Samples `count` prompts in the data order, with their rewards.
 void sample_prompts(RlRun& run, std::int64_t count, std::vector<data::Prompt>& prompts,
                     std::vector<data::Trajectory>& trajectories, Experience& e) {
-  const double start = now();
+  const double start = steady_time();
   std::vector<rollout::Request> requests;
   const auto first = prompts.size();
   for (std::int64_t i = 0; i < count; ++i) {
@@ -84,7 +76,7 @@ void sample_prompts(RlRun& run, std::int64_t count, std::vector<data::Prompt>& p
     }
   }
   std::vector<data::Trajectory> answers = run.engine->generate(std::move(requests));
-  const double sampled = now();
+  const double sampled = steady_time();
   std::vector<rl::RewardSample> samples;
   const auto group = static_cast<std::size_t>(run.config.grpo.num_generations_per_prompt);
   for (std::size_t i = 0; i < answers.size(); ++i) {
@@ -95,7 +87,7 @@ void sample_prompts(RlRun& run, std::int64_t count, std::vector<data::Prompt>& p
   for (std::size_t i = 0; i < answers.size(); ++i) answers[i].reward = scores[i];
   std::move(answers.begin(), answers.end(), std::back_inserter(trajectories));
   e.generation_seconds += sampled - start;
-  e.reward_seconds += now() - sampled;
+  e.reward_seconds += steady_time() - sampled;
 }
 
 bool rewards_differ(const data::Trajectory* group, std::size_t n) {
@@ -176,7 +168,7 @@ void compare(const RlRun& run, std::int64_t step, Span sequences, const policy::
 }  // namespace
 
 void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics) {
-  const double start = now();
+  const double start = steady_time();
   data::TrainBatch batch = rl::make_train_batch(e.trajectories, e.advantages, run.one_precision);
   // A response without tokens has nothing to train on and no place in a forward batch.
   std::erase_if(batch.sequences, [](const TrainSequence& s) {
@@ -201,7 +193,7 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
     const policy::Logprobs reference = score_all(run, view, all);
     for (std::size_t i = 0; i < all.size(); ++i) all[i].reference_logprobs = reference[i];
   }
-  const double scored = now();
+  const double scored = steady_time();
 
   // 2. optimizer steps over global batches, each in micro-batches
   const double lr = policy::learning_rate(run.schedule, step);
@@ -247,14 +239,15 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
   metrics["train/lr"] = lr;
   metrics["train/optimizer_steps"] = updates - skipped;
   metrics["guard/skipped_steps"] = skipped;
+  for (const auto& [name, value] : rl::mismatch_metrics(mismatch)) metrics["train/" + name] = value;
+  // approx_entropy and is_oob_ratio stand in both; the loss's own definition wins.
   for (const auto& [name, value] : rl::loss_metrics(run.preset.loss, sums, valid))
     metrics["train/" + name] = value;
-  for (const auto& [name, value] : rl::mismatch_metrics(mismatch)) metrics["train/" + name] = value;
   metrics["train/logprobs_compared"] = mismatch.logprobs_compared;
   metrics["train/logprobs_different"] = mismatch.logprobs_different;
   metrics["train/trained_tokens"] = trained_tokens;
   metrics["timing/train/policy_and_reference_logprobs"] = scored - start;
-  metrics["timing/train/policy_training"] = now() - scored;
+  metrics["timing/train/policy_training"] = steady_time() - scored;
 }
 
 }  // namespace lockstep::loop

@@ -6,7 +6,7 @@
 
 #include <functional>
 
-#include "op_test_util.h"
+#include "elementwise_util.h"
 #include "ops/reference/quantize.h"
 
 namespace lockstep::ops::test {
@@ -98,7 +98,6 @@ void expect_stats(const QuantStats& got, const QuantStats& want) {
 }
 
 std::int64_t groups(std::int64_t n) { return (n + 127) / 128; }
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 // Values over many powers of two, with zeros, a zero block, and (where asked) non-finite values.
 Tensor varied(Rng& rng, const Shape& shape, bool nonfinite) {
@@ -124,16 +123,6 @@ struct RowOutput {
         scales(DType::kFp32, scaling == Scaling::kBlock ? Shape{groups(K), M} : Shape{M}),
         rows{codes, scales, scaling} {}
 };
-
-// Runs `body` on every instruction set with one and two threads.
-void on_all_contexts(const std::function<void(const Context&)>& body) {
-  for (const Isa isa : supported_isas())
-    for (const int threads : {1, 2}) {
-      tensor::Arena arena;
-      SCOPED_TRACE(fmt::format("{} threads {}", tensor::isa_name(isa), threads));
-      body(context(arena, isa, threads));
-    }
-}
 
 void check_rows(const Tensor& x, bool pow2, Scaling scaling) {
   const std::int64_t M = x.view().dim(0), K = x.view().dim(1);
@@ -389,15 +378,10 @@ void check_weight(Rng& rng, std::int64_t E, std::int64_t N, std::int64_t K, Weig
     const Poisoned back(DType::kBf16, {E, N, K});
     dequantize_weight(ctx, {codes, scales, scaling}, back);
     EXPECT_TRUE(back.guards_intact() && back.all_written());
-    for (std::int64_t i = 0; i < E * N * K; ++i)
-      ASSERT_EQ(get_value(back, i),
-                get_value(
-                    [&] {
-                      const Tensor one = empty(DType::kBf16, {1});
-                      set_value(one, 0, get_value(codes, i) * want.scales[block[index(i)]]);
-                      return one;
-                    }(),
-                    0));
+    for (std::int64_t i = 0; i < E * N * K; ++i) {
+      const auto code = static_cast<float>(get_value(codes, i));
+      ASSERT_EQ(back.view().as<Bf16>()[i], numerics::to_bf16(code * want.scales[block[index(i)]]));
+    }
   });
 }
 
@@ -410,7 +394,7 @@ TEST(Quantize, WeightsFollowTheContract) {
       check_weight(rng, 2, 512, 33, kind, {256, 128, 128}, pow2);
       check_weight(rng, 1, 127, 33, kind, {}, pow2);
       check_weight(rng, 3, 1, 1, kind, {}, pow2);
-      check_weight(rng, 1, 130, 576, kind, {}, pow2);
+      check_weight(rng, 1, 130, 200, kind, {}, pow2);
       check_weight(rng, 0, 128, 16, kind, {}, pow2);
     }
 }
