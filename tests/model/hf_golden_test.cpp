@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace lockstep::model {
 namespace {
@@ -46,10 +47,11 @@ TEST(HfGolden, logits) {
   }
   EXPECT_EQ(at, expected.size());
   EXPECT_LE(worst, 1e-5);
-  std::printf("worst %g\n", worst);
 }
 
-// The golden gradients are stored in BF16 (every element to 2^-9), their norms in FP32.
+// The golden gradients are stored in BF16, their norms in FP32. Besides that rounding an element
+// may carry PyTorch's own FP32 error: it went through at most 20 sums of about 256 products, each a
+// random walk as above, relative to the tensor's root mean square. A norm is one sum of squares.
 TEST(HfGolden, loss_and_every_gradient) {
   const HfGolden& g = golden();
   ReferenceParams gradients;
@@ -58,43 +60,71 @@ TEST(HfGolden, loss_and_every_gradient) {
   EXPECT_LE(std::fabs(loss - expected_loss), 4 * kFp32 * expected_loss);
 
   EXPECT_EQ(gradients.size(), g.gradients.tensors.size());
-  std::map<std::string, double> squares;  // by name of the norm
-  double wr = 0;
+  std::map<std::string, double> squares, counts;  // by name of the norm
+  const double fp32_error = 6 * std::sqrt(20 * 256.0) * kFp32;
   for (const auto& [name, gradient] : gradients) {
     const auto expected = golden_values(g.gradients, name);
     ASSERT_EQ(expected.size(), gradient.values.size()) << name;
-    double norm = 0;
-    for (const double x : gradient.values) norm += x * x;
-    squares[golden_norm_name(name)] += norm;
-    // FP32 errors of an element, relative to the tensor's root mean square.
-    const double rms = std::sqrt(norm / static_cast<double>(expected.size()));
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      const double x = gradient.values[i];
-      const double rest = std::fabs(x - expected[i]) - kBf16 * std::fabs(x) * (1 + 1e-3);
-      wr = std::max(wr, rest / rms);
-    }
+    double square = 0;
+    for (const double x : gradient.values) square += x * x;
+    squares[golden_norm_name(name)] += square;
+    counts[golden_norm_name(name)] += static_cast<double>(expected.size());
+    const double rms = std::sqrt(square / static_cast<double>(expected.size()));
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      ASSERT_LE(std::fabs(gradient.values[i] - expected[i]),
+                kBf16 * std::fabs(expected[i]) + fp32_error * rms)
+          << name << " element " << i;
   }
-  std::printf("loss err %g, worst rest/rms %g\n", (loss - expected_loss) / loss, wr);
-  double wn = 0;
   for (const auto& [name, square] : squares) {
     const double expected = golden_values(g.reference, "grad_norm/" + name)[0];
-    EXPECT_LE(std::fabs(std::sqrt(square) - expected), 1e-5 * expected) << name;
-    wn = std::max(wn, std::fabs(std::sqrt(square) - expected) / expected);
+    EXPECT_LE(std::fabs(std::sqrt(square) - expected),
+              (3 * std::sqrt(counts[name]) * kFp32 + fp32_error) * expected)
+        << name;
   }
-  std::printf("norm %g\n", wn);
 }
 
+// Ten steps on one batch with the settings of ReferenceAdamw. Losses fall from 6 to 0.2 and the
+// optimizer amplifies rounding errors by about ten, from the 6e-8 of the first.
 TEST(HfGolden, ten_adamw_losses) {
   ReferenceModel model = torch_model();
   ReferenceAdamw state;
-  int step = 0;
   for (const double expected : golden_values(golden().reference, "adamw_losses")) {
     ReferenceParams gradients;
     const double loss = reference_loss(model, golden().sequences, &gradients);
-    std::printf("%d %g\n", step, (loss - expected) / expected);
+    EXPECT_LE(std::fabs(loss - expected), 5e-6 * expected) << "step " << state.step;
     reference_adamw(state, gradients, model.params);
-    ++step;
   }
+  EXPECT_EQ(state.step, 10);
+}
+
+// The oracle's own backward, apart from PyTorch: a central difference in double along a fixed
+// direction of all parameters.
+TEST(HfGolden, gradient_is_the_slope_of_the_loss) {
+  const ReferenceModel& model = torch_model();
+  const std::vector<std::vector<std::int32_t>> one = {golden().sequences[1]};
+  ReferenceParams gradients;
+  reference_loss(model, one, &gradients);
+  ReferenceModel plus = model, minus = model;
+  const double h = 1e-6;
+  double slope = 0;
+  std::uint64_t state = 1;
+  for (const auto& [name, gradient] : gradients)
+    for (std::size_t i = 0; i < gradient.values.size(); ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      const double direction = static_cast<double>(state >> 40) * 0x1p-23 - 1.0;
+      slope += gradient.values[i] * direction;
+      plus.params.at(name).values[i] += h * direction;
+      minus.params.at(name).values[i] -= h * direction;
+    }
+  // The routing is held, as the gradient does.
+  ReferenceRouting routing;
+  for (const ReferenceLayer& layer : reference_forward(model, one[0]).layers)
+    routing.push_back(layer.experts);
+  const double difference = (reference_loss(plus, one, nullptr, &routing) -
+                             reference_loss(minus, one, nullptr, &routing)) /
+                            (2 * h);
+  EXPECT_LE(std::fabs(difference - slope), 1e-6 * std::fabs(slope) + 1e-7)
+      << difference << " " << slope;
 }
 
 TEST(HfGolden, greedy_tokens) {
