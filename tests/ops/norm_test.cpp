@@ -6,7 +6,7 @@
 
 #include <functional>
 
-#include "op_test_util.h"
+#include "elementwise_util.h"
 #include "ops/reference/norm.h"
 
 namespace lockstep::ops::test {
@@ -14,15 +14,9 @@ namespace {
 
 using numerics::Bf16;
 using numerics::to_float;
-using reference::Values;
 
 constexpr double kUlp = 0x1p-24;  // half a step of FP32, relative
 constexpr float kEps = 1e-6f;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-// Half a step of BF16 for a result of this size, and the smallest subnormal's.
-double bf16_rounding(double v) { return std::fabs(v) * 0x1p-8 * (1 + 0x1p-7) + 0x1p-134; }
 
 // Section 3, written lane by lane.
 float scalar_lane_sum(std::int64_t n, const std::function<float(std::int64_t, float)>& step) {
@@ -31,50 +25,6 @@ float scalar_lane_sum(std::int64_t n, const std::function<float(std::int64_t, fl
   for (std::size_t d = 16; d >= 1; d /= 2)
     for (std::size_t l = 0; l < d; ++l) lane[l] = lane[l] + lane[l + d];
   return lane[0];
-}
-
-void on_all_contexts(const std::function<void(const Context&)>& body) {
-  tensor::Arena arena;
-  std::vector<Context> contexts{context(arena, supported_isas().back(), 2)};
-  for (const Isa isa : supported_isas()) contexts.push_back(context(arena, isa, 1));
-  for (const Context& ctx : contexts) {
-    SCOPED_TRACE(fmt::format("{} threads {}", tensor::isa_name(ctx.isa), ctx.threads));
-    body(ctx);
-  }
-}
-
-// d loss / d x of loss = sum(c * f(x)) by central differences.
-Values differences(const std::function<Values(const Values&)>& f, const Values& c, Values x) {
-  const double h = 1e-5;
-  const auto loss = [&](const Values& at) {
-    const Values y = f(at);
-    double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += c[i] * y[i];
-    return sum;
-  };
-  Values out(x.size());
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const double v = x[i];
-    x[i] = v + h;
-    const double up = loss(x);
-    x[i] = v - h;
-    out[i] = (up - loss(x)) / (2 * h);
-    x[i] = v;
-  }
-  return out;
-}
-
-Values random_values(Rng& rng, std::int64_t n) {
-  Values out(index(n));
-  for (double& v : out) v = static_cast<double>(normal(rng));
-  return out;
-}
-
-// Differences err by about h^2 = 1e-10 and 1e-16 / h = 1e-11, times a few tens of terms.
-void expect_near(const Values& got, const Values& want) {
-  ASSERT_EQ(got.size(), want.size());
-  for (std::size_t i = 0; i < got.size(); ++i)
-    EXPECT_LE(std::fabs(got[i] - want[i]), 2e-8 * (1 + std::fabs(want[i])));
 }
 
 TEST(RmsNorm, FollowsTheContract) {
@@ -210,10 +160,10 @@ TEST(RmsNorm, ReferenceBackwardAgainstDifferences) {
   const Values x = random_values(rng, 3 * 11), w = random_values(rng, 11);
   const Values c = random_values(rng, 3 * 11);
   const auto got = reference::rms_norm_backward(c, x, w, 1e-3);
-  expect_near(
+  expect_near_differences(
       got.dx,
       differences([&](const Values& at) { return reference::rms_norm(at, w, 1e-3); }, c, x));
-  expect_near(
+  expect_near_differences(
       got.dw,
       differences([&](const Values& at) { return reference::rms_norm(x, at, 1e-3); }, c, w));
 }
@@ -399,17 +349,18 @@ TEST(HeadNormRope, ReferenceBackwardAgainstDifferences) {
     reference::HeadNormRope op{2, 6, random_values(rng, 6), 1e-3, theta, {3, 0, 11}};
     const Values x = random_values(rng, 36), c = random_values(rng, 36);
     const auto got = reference::head_norm_rope_backward(op, c, x);
-    expect_near(got.dx,
-                differences([&](const Values& at) { return head_norm_rope(op, at); }, c, x));
+    expect_near_differences(
+        got.dx, differences([&](const Values& at) { return head_norm_rope(op, at); }, c, x));
     const auto of_w = [&](const Values& at) {
       reference::HeadNormRope moved = op;
       moved.w = at;
       return reference::head_norm_rope(moved, x);
     };
-    expect_near(got.dw, differences(of_w, c, op.w));
+    expect_near_differences(got.dw, differences(of_w, c, op.w));
     op.w.clear();
-    expect_near(reference::head_norm_rope_backward(op, c, x).dx,
-                differences([&](const Values& at) { return head_norm_rope(op, at); }, c, x));
+    expect_near_differences(
+        reference::head_norm_rope_backward(op, c, x).dx,
+        differences([&](const Values& at) { return head_norm_rope(op, at); }, c, x));
   }
 }
 

@@ -6,7 +6,7 @@
 
 #include <functional>
 
-#include "op_test_util.h"
+#include "elementwise_util.h"
 #include "ops/reference/quantize.h"
 
 namespace lockstep::ops::test {
@@ -98,7 +98,6 @@ void expect_stats(const QuantStats& got, const QuantStats& want) {
 }
 
 std::int64_t groups(std::int64_t n) { return (n + 127) / 128; }
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 // Values over many powers of two, with zeros, a zero block, and (where asked) non-finite values.
 Tensor varied(Rng& rng, const Shape& shape, bool nonfinite) {
@@ -124,17 +123,6 @@ struct RowOutput {
         scales(DType::kFp32, scaling == Scaling::kBlock ? Shape{groups(K), M} : Shape{M}),
         rows{codes, scales, scaling} {}
 };
-
-// Runs `body` on every instruction set, and on the widest one with two threads.
-void on_all_contexts(const std::function<void(const Context&)>& body) {
-  tensor::Arena arena;
-  std::vector<Context> contexts{context(arena, supported_isas().back(), 2)};
-  for (const Isa isa : supported_isas()) contexts.push_back(context(arena, isa, 1));
-  for (const Context& ctx : contexts) {
-    SCOPED_TRACE(fmt::format("{} threads {}", tensor::isa_name(ctx.isa), ctx.threads));
-    body(ctx);
-  }
-}
 
 void check_rows(const Tensor& x, bool pow2, Scaling scaling) {
   const std::int64_t M = x.view().dim(0), K = x.view().dim(1);
