@@ -8,14 +8,21 @@
 
 namespace lockstep::data {
 
+struct Message {
+  std::string role;
+  std::string content;
+};
+
 // One problem to solve. `label` is what the reward compares with; `task` names the generator or
-// file it came from.
+// file it came from. `messages` is set where the source has a conversation: a chat template may
+// render it in place of `text`.
 struct Prompt {
   std::int64_t id = 0;  // position in the data order, also the random stream of its samples
   std::string text;
   std::string label;
   std::string task;
   std::vector<std::int32_t> tokens;
+  std::vector<Message> messages;
 };
 
 enum class FinishReason { kStop, kLength, kAbort };

@@ -1,0 +1,111 @@
+#include "model/config.h"
+
+#include <cmath>
+
+#include "base/error.h"
+
+namespace lockstep::model {
+
+using base::fail;
+using base::InputError;
+
+const char* family_name(Family family) {
+  switch (family) {
+    case Family::kQwen3Moe:
+      return "qwen3_moe";
+  }
+  fail<base::ContractError>("no model family {}", static_cast<int>(family));
+}
+
+namespace {
+
+constexpr std::int64_t kSizeLimit = std::int64_t{1} << 31;
+// So that a config alone cannot exhaust memory: parts of the parameter table, elements of a slab.
+constexpr std::int64_t kMaxExpertsInAll = std::int64_t{1} << 22;
+constexpr double kMaxElements = 0x1p46;
+
+void require_size(std::int64_t value, const char* name, const std::string& where) {
+  if (value <= 0 || value >= kSizeLimit)
+    fail<InputError>("{}: {} is {}, it must be from 1 to 2^31 - 1", where, name, value);
+}
+
+void require_token(std::int32_t id, const char* name, std::int64_t vocab,
+                   const std::string& where) {
+  if (id < -1 || id >= vocab)
+    fail<InputError>("{}: {} is {}, the vocabulary has {} tokens", where, name, id, vocab);
+}
+
+void require_range(double value, bool zero_allowed, const char* name, const std::string& where) {
+  if (!std::isfinite(value) || value < 0 || (value == 0 && !zero_allowed))
+    fail<InputError>("{}: {} is {}, it must be finite and {} 0", where, name, value,
+                     zero_allowed ? "not below" : "above");
+}
+
+void validate_router(const ModelConfig& c, const std::string& where) {
+  const ops::RouterOptions& r = c.router;
+  if (r.top_k < 1 || r.top_k > c.num_experts)
+    fail<InputError>("{}: num_experts_per_tok is {}, it must be from 1 to num_experts ({})", where,
+                     r.top_k, c.num_experts);
+  if (r.groups < 1 || c.num_experts % r.groups != 0)
+    fail<InputError>("{}: n_group is {}, it must divide num_experts ({})", where, r.groups,
+                     c.num_experts);
+  if (r.top_groups < 1 || r.top_groups > r.groups)
+    fail<InputError>("{}: topk_group is {}, it must be from 1 to n_group ({})", where, r.top_groups,
+                     r.groups);
+  if (r.top_k > c.num_experts / r.groups * r.top_groups)
+    fail<InputError>("{}: num_experts_per_tok is {}, the {} chosen groups hold only {} experts",
+                     where, r.top_k, r.top_groups, c.num_experts / r.groups * r.top_groups);
+  require_range(r.scaling, false, "routed_scaling_factor", where);
+}
+
+}  // namespace
+
+void validate(const ModelConfig& c, const std::string& where) {
+  require_size(c.vocab_size, "vocab_size", where);
+  require_size(c.hidden_size, "hidden_size", where);
+  require_size(c.num_layers, "num_hidden_layers", where);
+  require_size(c.num_heads, "num_attention_heads", where);
+  require_size(c.num_kv_heads, "num_key_value_heads", where);
+  require_size(c.head_dim, "head_dim", where);
+  require_size(c.max_positions, "max_position_embeddings", where);
+  require_size(c.num_experts, "num_experts", where);
+  require_size(c.moe_intermediate_size, "moe_intermediate_size", where);
+  if (c.num_heads % c.num_kv_heads != 0)
+    fail<InputError>("{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
+                     where, c.num_heads, c.num_kv_heads);
+  if (c.head_dim % 2 != 0)
+    fail<InputError>("{}: head_dim is {}, the rotary embedding needs an even number", where,
+                     c.head_dim);
+  require_range(c.rope_theta, false, "rope_theta", where);
+  require_range(c.rms_eps, false, "rms_norm_eps", where);
+  require_range(c.initializer_range, true, "initializer_range", where);
+  require_range(c.router_aux_loss_coef, true, "router_aux_loss_coef", where);
+  validate_router(c, where);
+
+  require_token(c.bos_token_id, "bos_token_id", c.vocab_size, where);
+  require_token(c.pad_token_id, "pad_token_id", c.vocab_size, where);
+  for (const std::int32_t id : c.eos_token_ids) {
+    if (id < 0) fail<InputError>("{}: eos_token_id is {}", where, id);
+    require_token(id, "eos_token_id", c.vocab_size, where);
+  }
+
+  if (c.num_layers > kMaxExpertsInAll / c.num_experts)
+    fail<InputError>("{}: num_hidden_layers ({}) x num_experts ({}) is over the limit of {}", where,
+                     c.num_layers, c.num_experts, kMaxExpertsInAll);
+  const double hidden = static_cast<double>(c.hidden_size);
+  const double attention =
+      static_cast<double>(c.head_dim) * (static_cast<double>(c.num_heads + c.num_kv_heads) * 2);
+  const double experts =
+      static_cast<double>(c.num_experts) * (static_cast<double>(c.moe_intermediate_size) * 3 + 1);
+  const double elements = hidden * (static_cast<double>(c.vocab_size) * 2 +
+                                    static_cast<double>(c.num_layers) * (attention + experts));
+  if (elements > kMaxElements)
+    fail<InputError>("{}: the sizes make {:.3g} parameters, the limit is {:.3g}", where, elements,
+                     kMaxElements);
+  const double rope = static_cast<double>(c.max_positions) * static_cast<double>(c.head_dim);
+  if (rope > 0x1p34)
+    fail<InputError>("{}: max_position_embeddings ({}) x head_dim ({}) is over the limit of 2^34",
+                     where, c.max_positions, c.head_dim);
+}
+
+}  // namespace lockstep::model

@@ -1,0 +1,167 @@
+#include "model/parameters.h"
+
+#include "model/precision.h"
+
+namespace lockstep::model {
+
+using base::InputError;
+using tensor::Shape;
+using tensor::TensorView;
+
+namespace {
+
+std::int64_t padded(std::int64_t n) { return (n + 127) / 128 * 128; }
+
+struct TableBuilder {
+  ParamTable table;
+
+  int add(const std::string& name, ParamKind kind, int layer, const Shape& shape,
+          std::vector<std::int64_t> part_rows, std::vector<ParamPart> parts) {
+    Param p;
+    p.name = name;
+    p.kind = kind;
+    p.layer = layer;
+    p.shape = shape;
+    p.part_rows = std::move(part_rows);
+    p.parts = std::move(parts);
+    p.offset = table.count;
+    table.count += padded(shape.count());
+    table.params.push_back(std::move(p));
+    return static_cast<int>(table.params.size()) - 1;
+  }
+
+  int norm(const std::string& name, const std::string& hf_name, int layer, std::int64_t n) {
+    return add(name, ParamKind::kNorm, layer, {n}, {}, {{hf_name, 0, 0, 1, n}});
+  }
+};
+
+LayerParams add_layer(TableBuilder& b, const ModelConfig& c, int l) {
+  const std::string ours = fmt::format("layers.{}.", l), hf = fmt::format("model.layers.{}.", l);
+  const std::int64_t D = c.hidden_size, q = c.num_heads * c.head_dim,
+                     kv = c.num_kv_heads * c.head_dim;
+  const std::int64_t F = c.moe_intermediate_size, width = padded(F), E = c.num_experts;
+  ParamTable& t = b.table;
+  LayerParams p{};
+  p.input_norm = b.norm(ours + "input_norm", hf + "input_layernorm.weight", l, D);
+  p.qkv = b.add(ours + "qkv", ParamKind::kLinear, l, {1, t.qkv_rows, D},
+                {padded(q), padded(kv), padded(kv)},
+                {{hf + "self_attn.q_proj.weight", 0, t.q_column, q, D},
+                 {hf + "self_attn.k_proj.weight", 0, t.k_column, kv, D},
+                 {hf + "self_attn.v_proj.weight", 0, t.v_column, kv, D}});
+  p.q_norm = p.k_norm = -1;
+  if (c.qk_norm) {
+    p.q_norm = b.norm(ours + "q_norm", hf + "self_attn.q_norm.weight", l, c.head_dim);
+    p.k_norm = b.norm(ours + "k_norm", hf + "self_attn.k_norm.weight", l, c.head_dim);
+  }
+  p.o = b.add(ours + "o", ParamKind::kLinear, l, {1, D, q}, {D},
+              {{hf + "self_attn.o_proj.weight", 0, 0, D, q}});
+  p.post_norm = b.norm(ours + "post_norm", hf + "post_attention_layernorm.weight", l, D);
+  p.router = b.add(ours + "router", ParamKind::kRouter, l, {1, E, D}, {},
+                   {{hf + "mlp.gate.weight", 0, 0, E, D}});
+  std::vector<ParamPart> gate_up, down;
+  for (std::int64_t e = 0; e < E; ++e) {
+    const std::string expert = fmt::format("{}mlp.experts.{}.", hf, e);
+    gate_up.push_back({expert + "gate_proj.weight", e, 0, F, D});
+    gate_up.push_back({expert + "up_proj.weight", e, width, F, D});
+    down.push_back({expert + "down_proj.weight", e, 0, D, F});
+  }
+  p.gate_up = b.add(ours + "gate_up", ParamKind::kLinear, l, {E, 2 * width, D}, {width, width},
+                    std::move(gate_up));
+  p.down = b.add(ours + "down", ParamKind::kLinear, l, {E, D, width}, {D}, std::move(down));
+  return p;
+}
+
+// Shell-like match of the whole text: * any run, ? one character.
+bool wildcard(const char* pattern, const char* text) {
+  const char *star = nullptr, *retry = nullptr;
+  while (*text != '\0') {
+    if (*pattern == '?' || *pattern == *text) {
+      ++pattern, ++text;
+    } else if (*pattern == '*') {
+      star = pattern++, retry = text;
+    } else if (star != nullptr) {
+      pattern = star + 1, text = ++retry;
+    } else {
+      return false;
+    }
+  }
+  while (*pattern == '*') ++pattern;
+  return *pattern == '\0';
+}
+
+bool matches(const std::string& pattern, const std::string& name) {
+  if (pattern.find_first_of("*?") == std::string::npos)
+    return name.find(pattern) != std::string::npos;
+  return wildcard(pattern.c_str(), name.c_str());
+}
+
+}  // namespace
+
+ParamTable build_param_table(const ModelConfig& c) {
+  TableBuilder b;
+  ParamTable& t = b.table;
+  t.k_column = padded(c.num_heads * c.head_dim);
+  t.v_column = t.k_column + padded(c.num_kv_heads * c.head_dim);
+  t.qkv_rows = t.v_column + padded(c.num_kv_heads * c.head_dim);
+  t.expert_width = padded(c.moe_intermediate_size);
+  t.embedding = b.add("embedding", ParamKind::kEmbedding, -1, {c.vocab_size, c.hidden_size}, {},
+                      {{"model.embed_tokens.weight", 0, 0, c.vocab_size, c.hidden_size}});
+  for (int l = 0; l < c.num_layers; ++l) t.layers.push_back(add_layer(b, c, l));
+  t.final_norm = b.norm("final_norm", "model.norm.weight", -1, c.hidden_size);
+  t.head = c.tie_word_embeddings
+               ? t.embedding
+               : b.add("head", ParamKind::kHead, -1, {1, c.vocab_size, c.hidden_size}, {},
+                       {{"lm_head.weight", 0, 0, c.vocab_size, c.hidden_size}});
+  return std::move(b.table);
+}
+
+TensorView param_view(const ParamTable& table, const TensorView& slab, int p) {
+  const Param& param = table.params[p];
+  return slab.rows(param.offset, param.shape.count()).reshape(param.shape);
+}
+
+std::vector<bool> fp8_params(const ParamTable& table, const ModelConfig& config,
+                             const Precision& precision) {
+  std::vector<bool> fp8(table.params.size(), false);
+  if (!precision.fp8) return fp8;
+  const auto first = precision.num_first_layers_in_bf16, last = precision.num_last_layers_in_bf16;
+  if (first < 0 || last < 0 || first + last > config.num_layers)
+    base::fail<InputError>(
+        "num_first_layers_in_bf16={} and num_last_layers_in_bf16={} do not fit a model of {} "
+        "layers",
+        first, last, config.num_layers);
+  for (std::size_t i = 0; i < fp8.size(); ++i) {
+    const Param& p = table.params[i];
+    fp8[i] = p.kind == ParamKind::kLinear && p.layer >= first && p.layer < config.num_layers - last;
+  }
+  for (const std::string& pattern : precision.ignored_layers) {
+    bool used = false;
+    for (std::size_t i = 0; i < fp8.size(); ++i) {
+      const Param& p = table.params[i];
+      if (p.kind != ParamKind::kLinear) continue;
+      const ParamPart *hit = nullptr, *miss = nullptr;
+      for (const ParamPart& part : p.parts) (matches(pattern, part.hf_name) ? hit : miss) = &part;
+      if (hit == nullptr) continue;
+      used = true;
+      // Projections of one slab are one GEMM, so they share a precision. Patterns may cover a slab
+      // together.
+      for (const ParamPart& part : p.parts) {
+        bool covered = false;
+        for (const std::string& other : precision.ignored_layers)
+          covered = covered || matches(other, part.hf_name);
+        if (!covered)
+          base::fail<InputError>(
+              "ignored_layers: '{}' matches {} but no pattern matches {}, and the two run as one "
+              "GEMM; "
+              "add a pattern for it",
+              pattern, hit->hf_name, part.hf_name);
+      }
+      fp8[i] = false;
+    }
+    if (!used)
+      base::fail<InputError>("ignored_layers: '{}' matches no linear layer of this model", pattern);
+  }
+  return fp8;
+}
+
+}  // namespace lockstep::model

@@ -1,0 +1,75 @@
+// The parameter table: every weight of a model, its shape, and where it lies. Built from the config
+// alone, in a fixed order. Projections that share an input are fused into one slab (q|k|v,
+// gate|up); each projection's rows are padded with zero rows to a multiple of 128, so that weight
+// blocks of 128 never cross a projection (docs/numerics.md, section 6).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/precision.h"
+
+namespace lockstep::model {
+
+enum class ParamKind {
+  kEmbedding,  // [V, D]
+  kNorm,       // [n]
+  kRouter,     // [1, E, D], always BF16
+  kLinear,     // [E, N, K], FP8 where the precision says so
+  kHead,       // [1, V, D], always BF16
+};
+
+// One tensor of a Hugging Face checkpoint inside a slab: rows [row, row + rows) and columns [0,
+// columns) of expert `expert`.
+struct ParamPart {
+  std::string hf_name;  // "model.layers.0.mlp.experts.3.gate_proj.weight"
+  std::int64_t expert = 0;
+  std::int64_t row = 0;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+};
+
+struct Param {
+  std::string name;  // "layers.0.gate_up"
+  ParamKind kind = ParamKind::kNorm;
+  int layer = -1;
+  tensor::Shape shape;                  // padded
+  std::vector<std::int64_t> part_rows;  // kLinear: padded rows of each projection in the slab
+  std::vector<ParamPart> parts;
+  std::int64_t offset = 0;  // first element in a slab of all parameters
+};
+
+struct LayerParams {
+  int input_norm, qkv, q_norm, k_norm, o, post_norm, router, gate_up,
+      down;  // indices; -1 where absent
+};
+
+struct ParamTable {
+  std::vector<Param> params;
+  std::vector<LayerParams> layers;
+  int embedding = -1, final_norm = -1, head = -1;  // head == embedding when tied
+  std::int64_t count = 0;                          // elements of a slab (padded)
+  // Columns of the fused q|k|v slab, and the padded expert width.
+  std::int64_t q_column = 0, k_column = 0, v_column = 0, qkv_rows = 0, expert_width = 0;
+};
+
+ParamTable build_param_table(const ModelConfig& config);
+
+// The view of parameter `p` in a slab (FP32 or BF16) laid out by the table.
+tensor::TensorView param_view(const ParamTable& table, const tensor::TensorView& slab, int p);
+
+// Where row `row` of a part begins, in elements from the beginning of its parameter; its columns
+// follow.
+inline std::int64_t part_row_offset(const Param& param, const ParamPart& part, std::int64_t row) {
+  const tensor::Shape& s = param.shape;
+  const std::int64_t rows = s.rank > 1 ? s[s.rank - 2] : 1;
+  return (part.expert * rows + part.row + row) * s[s.rank - 1];
+}
+
+// For each parameter: does it run in FP8 under this precision? An ignored pattern that matches
+// nothing is an InputError.
+std::vector<bool> fp8_params(const ParamTable& table, const ModelConfig& config,
+                             const Precision& precision);
+
+}  // namespace lockstep::model

@@ -1,0 +1,105 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "base/philox.h"
+
+namespace lockstep::model {
+
+using numerics::Bf16;
+using ops::Fp8Weight;
+using ops::Scaling;
+using tensor::Context;
+using tensor::Device;
+using tensor::DType;
+using tensor::Shape;
+using tensor::Tensor;
+using tensor::TensorView;
+
+Weights make_weights(const ModelConfig& config) {
+  Weights w;
+  w.config = config;
+  w.table = build_param_table(config);
+  w.slab = Tensor(Device::kCpu, DType::kBf16, {w.table.count});
+  w.router_bias = Tensor(Device::kCpu, DType::kFp32, {config.num_layers, config.num_experts});
+  return w;
+}
+
+void initialize(Weights& weights, std::uint64_t seed) {
+  for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
+    const Param& param = weights.table.params[p];
+    const TensorView view = weights.view(static_cast<int>(p));
+    Bf16* data = view.as<Bf16>();
+    if (param.kind == ParamKind::kNorm) {
+      std::fill_n(data, view.count(), numerics::to_bf16(1.0f));
+      continue;
+    }
+    const std::int64_t K = param.shape[param.shape.rank - 1];
+    const std::int64_t N = param.shape[param.shape.rank - 2];
+    for (const ParamPart& part : param.parts)
+      for (std::int64_t n = 0; n < part.rows; ++n)
+        for (std::int64_t k = 0; k < part.columns; ++k) {
+          const std::int64_t i = (part.expert * N + part.row + n) * K + k;
+          const auto words = base::philox4x32(seed, p, static_cast<std::uint64_t>(i));
+          const double u1 = (words.word[0] + 0.5) * 0x1p-32, u2 = (words.word[1] + 0.5) * 0x1p-32;
+          const double normal =
+              std::sqrt(-2.0 * std::log(u1)) * std::cos(2.0 * std::numbers::pi * u2);
+          data[i] =
+              numerics::to_bf16(static_cast<float>(weights.config.initializer_range * normal));
+        }
+  }
+}
+
+namespace {
+
+Tensor codes_tensor(const Shape& shape) { return {Device::kCpu, DType::kE4m3, shape}; }
+
+Tensor scales_tensor(const Shape& codes, Scaling scaling) {
+  const auto blocks = [](std::int64_t n) { return (n + 127) / 128; };
+  if (scaling == Scaling::kRow) return {Device::kCpu, DType::kFp32, {codes[0], codes[1]}};
+  return {Device::kCpu, DType::kFp32, {codes[0], blocks(codes[1]), blocks(codes[2])}};
+}
+
+void fill(const Context& ctx, const Weights& weights, QuantizedWeights& q) {
+  q.stats = {};
+  for (std::size_t p = 0; p < q.fp8.size(); ++p)
+    if (q.fp8[p])
+      ops::quantize_weight(ctx, weights.view(static_cast<int>(p)), q.precision.weight_scales(),
+                           q.precision.weight_pow2, weights.table.params[p].part_rows, q.forward[p],
+                           q.transposed[p], &q.stats);
+}
+
+}  // namespace
+
+std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& weights,
+                                                const Precision& precision) {
+  for (const auto& q : weights.quantized)
+    if (q->precision == precision) return q;
+  auto q = std::make_shared<QuantizedWeights>();
+  q->precision = precision;
+  q->fp8 = fp8_params(weights.table, weights.config, precision);
+  q->forward.resize(q->fp8.size());
+  q->transposed.resize(q->fp8.size());
+  for (std::size_t p = 0; p < q->fp8.size(); ++p) {
+    if (!q->fp8[p]) continue;
+    const Shape& s = weights.table.params[p].shape;
+    for (const bool swapped : {false, true}) {
+      const Shape shape = swapped ? Shape{s[0], s[2], s[1]} : s;
+      Tensor codes = codes_tensor(shape), scales = scales_tensor(shape, precision.scaling());
+      (swapped ? q->transposed : q->forward)[p] = Fp8Weight{codes, scales, precision.scaling()};
+      q->memory.push_back(std::move(codes));
+      q->memory.push_back(std::move(scales));
+    }
+  }
+  fill(ctx, weights, *q);
+  weights.quantized.push_back(q);
+  return q;
+}
+
+void requantize(const Context& ctx, Weights& weights) {
+  for (const auto& q : weights.quantized) fill(ctx, weights, *q);
+}
+
+}  // namespace lockstep::model

@@ -1,0 +1,53 @@
+// A model's weights in memory: one BF16 slab, and for each precision in use one set of FP8 codes
+// with their transposes. Policy and rollout read the same memory; the optimizer writes it in place,
+// so a refit in one process copies nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/parameters.h"
+
+namespace lockstep::model {
+
+// FP8 codes of all parameters that run in FP8 under one precision; entries of other parameters are
+// empty.
+struct QuantizedWeights {
+  Precision precision;
+  std::vector<bool> fp8;  // by parameter
+  std::vector<ops::Fp8Weight> forward;
+  std::vector<ops::Fp8Weight> transposed;
+  std::vector<tensor::Tensor> memory;
+  ops::QuantStats stats;  // of the last quantization
+};
+
+struct Weights {
+  ModelConfig config;
+  ParamTable table;
+  tensor::Tensor slab;  // BF16 [table.count]
+  tensor::Tensor
+      router_bias;  // FP32 [layers, E], added to the scores for the selection only; starts at zero
+  std::vector<std::shared_ptr<QuantizedWeights>> quantized;
+  std::uint64_t version = 0;
+
+  tensor::TensorView view(int p) const { return param_view(table, slab, p); }
+};
+
+// Zero weights of this shape.
+Weights make_weights(const ModelConfig& config);
+
+// Random weights: normal(0, initializer_range) for matrices, 1 for norms, from Philox(seed) by
+// element, so independent of order. The padding stays zero.
+void initialize(Weights& weights, std::uint64_t seed);
+
+// The quantized set for a precision, made and filled if it is not there yet (a BF16 precision gives
+// a set without codes).
+std::shared_ptr<QuantizedWeights> quantized_for(const tensor::Context& ctx, Weights& weights,
+                                                const Precision& precision);
+
+// Fills every quantized set from the BF16 slab again, in place.
+void requantize(const tensor::Context& ctx, Weights& weights);
+
+}  // namespace lockstep::model

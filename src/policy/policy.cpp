@@ -1,0 +1,223 @@
+#include "policy/policy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "policy/backward.h"
+#include "policy/head.h"
+#include "policy/packing.h"
+
+namespace lockstep::policy {
+
+using data::TrainSequence;
+using tensor::ArenaScope;
+using tensor::Device;
+using tensor::DType;
+using tensor::Tensor;
+using tensor::TensorView;
+
+model::ModelView Policy::view() const {
+  return {weights.get(), quantized.get(), rope.cos_PK, rope.sin_PK};
+}
+
+Policy make_policy(const tensor::Context& ctx, std::shared_ptr<model::Weights> weights,
+                   const PolicyOptions& options) {
+  Policy p;
+  p.options = options;
+  p.ctx = ctx;
+  p.weights = std::move(weights);
+  p.quantized = model::quantized_for(ctx, *p.weights, options.precision);
+  p.rope = model::make_rope_tables(p.weights->config);
+  const std::int64_t n = p.weights->table.count;
+  const DType moments = options.bf16_moments ? DType::kBf16 : DType::kFp32;
+  p.master = Tensor(Device::kCpu, DType::kFp32, {n});
+  p.m = Tensor(Device::kCpu, moments, {n});
+  p.v = Tensor(Device::kCpu, moments, {n});
+  p.grads = Tensor(Device::kCpu, DType::kFp32, {n});
+  for (std::int64_t i = 0; i < n; ++i)
+    p.master.as<float>()[i] = numerics::to_float(p.weights->slab.as<numerics::Bf16>()[i]);
+  return p;
+}
+
+namespace {
+
+Logprobs shaped_like(std::span<const TrainSequence> sequences) {
+  Logprobs out;
+  for (const TrainSequence& s : sequences) out.emplace_back(s.tokens.size(), 0.0f);
+  return out;
+}
+
+void add_stats(std::map<std::string, double>& metrics, const std::string& prefix,
+               const ops::QuantStats& s) {
+  const double values = static_cast<double>(std::max<std::int64_t>(1, s.values));
+  metrics[prefix + "saturated"] = static_cast<double>(s.saturated) / values;
+  metrics[prefix + "flushed_to_zero"] = static_cast<double>(s.flushed_to_zero) / values;
+  metrics[prefix + "nonfinite_blocks"] = static_cast<double>(s.nonfinite_blocks);
+  metrics[prefix + "amax_min"] = s.amax_min;
+  metrics[prefix + "amax_max"] = s.amax_max;
+}
+
+void fp8_metrics(const Policy& p, std::map<std::string, double>& metrics) {
+  if (!p.options.precision.fp8) return;
+  const auto group = [&](const std::string& side, const model::ForwardStats& s) {
+    add_stats(metrics, "fp8/" + side + "/attention_input/", s.attention_input);
+    add_stats(metrics, "fp8/" + side + "/attention_output/", s.attention_output);
+    add_stats(metrics, "fp8/" + side + "/expert_input/", s.expert_input);
+    add_stats(metrics, "fp8/" + side + "/expert_activation/", s.expert_activation);
+  };
+  group("forward", p.forward_stats);
+  group("gradient", p.gradient_stats);
+  add_stats(metrics, "fp8/weights/", p.quantized->stats);
+}
+
+void moe_metrics(const Policy& p, std::map<std::string, double>& metrics) {
+  const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
+  const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
+  double worst = 0, imbalance = 0, dead = 0;
+  const std::size_t layers = rows.size() / E;
+  for (std::size_t l = 0; l < layers; ++l) {
+    const std::int64_t* rows_E = rows.data() + l * E;
+    double sum = 0, square = 0, top = 0;
+    for (std::size_t e = 0; e < E; ++e) {
+      const auto load = static_cast<double>(rows_E[e]);
+      sum += load, square += load * load, top = std::max(top, load);
+      dead += load == 0;
+    }
+    if (sum == 0) continue;
+    const double mean = sum / static_cast<double>(E);
+    worst = std::max(worst, top / mean);
+    imbalance += std::sqrt(std::max(0.0, square / static_cast<double>(E) - mean * mean)) / mean;
+  }
+  metrics["moe/max_load_over_mean"] = worst;
+  metrics["moe/load_cv"] = layers == 0 ? 0 : imbalance / static_cast<double>(layers);
+  metrics["moe/idle_experts"] = dead;
+  metrics["moe/aux_loss"] = p.aux_loss;
+}
+
+void update_router_bias(Policy& p) {
+  if (p.options.bias_update_rate == 0) return;
+  const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
+  const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
+  float* bias = p.weights->router_bias.as<float>();
+  for (std::size_t l = 0; l < rows.size() / E; ++l) {
+    std::int64_t sum = 0;
+    for (std::size_t e = 0; e < E; ++e) sum += rows[l * E + e];
+    for (std::size_t e = 0; e < E; ++e) {
+      const std::int64_t gap = sum - rows[l * E + e] * static_cast<std::int64_t>(E);
+      const double sign = gap > 0 ? 1 : gap < 0 ? -1 : 0;
+      bias[l * E + e] += static_cast<float>(p.options.bias_update_rate * sign);
+    }
+  }
+}
+
+void reset_step(Policy& p) {
+  std::memset(p.grads.view().data, 0, p.grads.view().bytes());
+  p.loss = p.aux_loss = 0;
+  p.tokens = 0;
+  p.forward_stats = p.gradient_stats = {};
+}
+
+}  // namespace
+
+Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::span<const TrainSequence> sequences,
+               const ops::RowSampling& sampling, Logprobs* entropies) {
+  const model::ModelConfig& c = model.weights->config;
+  ArenaScope scratch(*ctx.workspace);
+  const Packed packed = pack(*ctx.workspace, sequences, c.max_positions);
+  const TensorView hidden_TD = ctx.workspace->take(DType::kBf16, {packed.tokens, c.hidden_size});
+  model::forward(ctx, model, packed.batch, nullptr, nullptr, hidden_TD);
+  const auto stats = head_forward(ctx, model, hidden_TD, packed.row_R, packed.target_R, sampling);
+  Logprobs out = shaped_like(sequences);
+  if (entropies != nullptr) *entropies = out;
+  for (std::size_t r = 0; r < stats.size(); ++r) {
+    out[packed.sequence_R[r]][packed.position_R[r]] = stats[r].logprob;
+    if (entropies != nullptr) (*entropies)[packed.sequence_R[r]][packed.position_R[r]] = stats[r].entropy;
+  }
+  return out;
+}
+
+void begin_step(Policy& p) { reset_step(p); }
+
+Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double share,
+                    const ops::RowSampling& sampling, const LossFunction& loss) {
+  const model::ModelConfig& c = p.weights->config;
+  ArenaScope scratch(*p.ctx.workspace);
+  p.saved.reset();
+  const Packed packed = pack(*p.ctx.workspace, sequences, c.max_positions);
+  p.tokens += packed.tokens;
+  model::ForwardSink sink;
+  sink.arena = &p.saved;
+  sink.recompute = p.options.activation_checkpointing;
+  const TensorView hidden_TD = p.saved.take(DType::kBf16, {packed.tokens, c.hidden_size});
+  const TensorView d_hidden_TD = p.saved.take(DType::kBf16, {packed.tokens, c.hidden_size});
+  model::forward(p.ctx, p.view(), packed.batch, nullptr, &sink, hidden_TD);
+  const auto stats =
+      head_forward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling);
+  p.forward_stats.add(sink.stats);
+
+  Logprobs logprobs = shaped_like(sequences), d_logprobs = shaped_like(sequences);
+  for (std::size_t r = 0; r < stats.size(); ++r)
+    logprobs[packed.sequence_R[r]][packed.position_R[r]] = stats[r].logprob;
+  p.loss += loss(logprobs, d_logprobs);
+  std::vector<float> g_R(stats.size());
+  for (std::size_t r = 0; r < stats.size(); ++r)
+    g_R[r] = d_logprobs[packed.sequence_R[r]][packed.position_R[r]];
+
+  head_backward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling, stats, g_R,
+                d_hidden_TD, p.grads);
+  BalanceLoss balance{p.options.aux_loss_coeff, share, 0};
+  backward(p.ctx, p.view(), packed.batch, sink, d_hidden_TD, &balance, p.grads, &p.gradient_stats);
+  p.aux_loss += balance.value;
+  return logprobs;
+}
+
+StepResult finish_step(Policy& p, double learning_rate) {
+  StepResult result;
+  result.loss = p.loss;
+  result.aux_loss = p.aux_loss;
+  result.lr = learning_rate;
+  std::vector<TensorView> grads;
+  for (std::size_t i = 0; i < p.weights->table.params.size(); ++i)
+    grads.push_back(model::param_view(p.weights->table, p.grads, static_cast<int>(i)));
+  result.grad_norm = ops::global_norm(p.ctx, grads);
+  moe_metrics(p, result.metrics);
+
+  if (!std::isfinite(result.loss))
+    result.skip_reason = fmt::format("the loss is {}", result.loss);
+  else if (!std::isfinite(result.grad_norm))
+    result.skip_reason = fmt::format("the gradient norm is {}", result.grad_norm);
+  if (!result.skip_reason.empty()) {
+    result.skipped = true;
+    ++p.skipped_consecutive, ++p.skipped_total;
+    const Guard& guard = p.options.guard;
+    if (guard.abort || p.skipped_consecutive > guard.max_consecutive ||
+        p.skipped_total > guard.max_total)
+      base::fail<base::SystemError>(
+          "training stopped: {} ({} steps skipped in a row, {} in all; policy.guard allows {} and "
+          "{}). The weights are those of "
+          "the last good step; lower policy.optimizer.lr or resume from an earlier checkpoint",
+          result.skip_reason, p.skipped_consecutive, p.skipped_total,
+          guard.abort ? 0 : guard.max_consecutive, guard.abort ? 0 : guard.max_total);
+  } else {
+    p.skipped_consecutive = 0;
+    ops::AdamwOptions adamw = p.options.adamw;
+    adamw.lr = learning_rate;
+    adamw.step = ++p.optimizer_step;
+    adamw.clip = ops::clip_factor(result.grad_norm, p.options.max_grad_norm);
+    ops::adamw(p.ctx, p.grads, adamw, p.master, p.m, p.v, p.weights->slab);
+    update_router_bias(p);
+    model::requantize(p.ctx, *p.weights);
+    ++p.weights->version;
+  }
+  fp8_metrics(p, result.metrics);
+  return result;
+}
+
+void publish(Policy& p) {
+  for (std::int64_t i = 0; i < p.weights->table.count; ++i)
+    p.weights->slab.as<numerics::Bf16>()[i] = numerics::to_bf16(p.master.as<float>()[i]);
+  model::requantize(p.ctx, *p.weights);
+}
+
+}  // namespace lockstep::policy

@@ -1,0 +1,82 @@
+// The golden data in tests/data/hf/<family>: what PyTorch computed for a tiny random checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "model/checkpoint.h"
+#include "model/reference.h"
+#include "model/safetensors.h"
+
+namespace lockstep::model {
+
+// Any of the element types of the golden files, as double.
+inline std::vector<double> golden_values(const SafetensorsFile& file, const std::string& name) {
+  const FileTensor& t = file.at(name);
+  std::vector<double> out(t.bytes.size() / dtype_item_bytes(t.dtype));
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::byte* at = t.bytes.data() + i * dtype_item_bytes(t.dtype);
+    if (t.dtype == FileDtype::kF32) {
+      float v;
+      std::memcpy(&v, at, 4);
+      out[i] = static_cast<double>(v);
+    } else if (t.dtype == FileDtype::kI64) {
+      std::int64_t v;
+      std::memcpy(&v, at, 8);
+      out[i] = static_cast<double>(v);
+    } else if (t.dtype == FileDtype::kBF16) {
+      numerics::Bf16 v;
+      std::memcpy(&v, at, 2);
+      out[i] = static_cast<double>(numerics::to_float(v));
+    } else {
+      base::fail<base::InputError>("golden tensor '{}' is {}", name, dtype_name(t.dtype));
+    }
+  }
+  return out;
+}
+
+struct HfGolden {
+  std::filesystem::path folder;
+  Weights weights;
+  SafetensorsFile reference, gradients;
+  std::vector<std::vector<std::int32_t>> sequences;  // the rows of input_ids
+  std::vector<std::int32_t> greedy;                  // row 0 and its 24 greedy tokens
+};
+
+inline HfGolden load_hf_golden(const std::string& family) {
+  HfGolden g;
+  g.folder = std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family;
+  g.weights = load_checkpoint(g.folder);
+  g.reference = open_safetensors(g.folder / "reference.safetensors");
+  g.gradients = open_safetensors(g.folder / "gradients.safetensors");
+  const auto ids = golden_values(g.reference, "input_ids");
+  const std::int64_t rows = g.reference.at("input_ids").shape[0];
+  const std::size_t length = ids.size() / static_cast<std::size_t>(rows);
+  for (std::size_t at = 0; at < ids.size(); at += length)
+    g.sequences.emplace_back(ids.begin() + at, ids.begin() + at + length);
+  for (const double id : golden_values(g.reference, "greedy"))
+    g.greedy.push_back(static_cast<std::int32_t>(id));
+  return g;
+}
+
+// The reference as PyTorch computed the golden values: the model had been converted to BF16 and
+// back, which left the inverse rotary frequencies rounded to BF16.
+inline ReferenceModel golden_model(const HfGolden& g) {
+  ReferenceModel model = reference_model(g.weights);
+  for (double& f : model.inverse_frequencies)
+    f = static_cast<double>(numerics::round_bf16(static_cast<float>(f)));
+  return model;
+}
+
+// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one.
+inline std::string golden_norm_name(const std::string& name) {
+  const auto at = name.find(".experts.");
+  if (at == std::string::npos) return name;
+  const bool down = name.find("down_proj") != std::string::npos;
+  return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
+}
+
+}  // namespace lockstep::model
