@@ -150,6 +150,7 @@ struct DataSourceConfig {
   std::string output_key = "label";
   std::int64_t digits_min = 1, digits_max = 2;  // of each operand
   std::int64_t length_min = 3, length_max = 6;  // letters of a word, items of a list
+  std::int64_t alphabet = 26;                   // the first letters of a .. z
   double noise = 0.0;
   std::optional<std::int64_t> num_samples;
   std::optional<std::int64_t> seed;

@@ -199,6 +199,8 @@ void add_source(Keys& keys, const std::string& prefix, DataSourceConfig& c, bool
   add(keys, prefix + "digits_max", &c.digits_max, {1, 18}, "most digits of an operand");
   add(keys, prefix + "length_min", &c.length_min, {1, 1000}, "fewest letters or list items");
   add(keys, prefix + "length_max", &c.length_max, {1, 1000}, "most letters or list items");
+  add(keys, prefix + "alphabet", &c.alphabet, {2, 26},
+      "words are made of the first so many letters");
   add(keys, prefix + "noise", &c.noise, kFraction, "share of wrong answers in demonstrations");
   add(keys, prefix + "num_samples", &c.num_samples, kCount,
       validation ? "examples used; null: grpo.max_val_samples"

@@ -31,14 +31,15 @@ data::SamplingParams sampling_params(const RunConfig& config, const model::Model
 // The distribution the policy must compute to match it.
 ops::RowSampling row_sampling(const data::SamplingParams& params);
 
-rollout::EngineOptions engine_options(const RunConfig& config);
+rollout::Options engine_options(const RunConfig& config);
 rl::RewardConfig reward_config(const RunConfig& config);
 rl::TaskConfig task_config(const RunConfig& config, const DataSourceConfig& source);
 
 // Prompts by index: a built-in task, or a JSONL file in the order of its epochs.
 class PromptSource {
  public:
-  PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split, const model::Tokenizer& tokenizer);
+  PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split,
+               const model::Tokenizer& tokenizer);
   data::Prompt prompt(std::int64_t index) const;
   std::int64_t size() const;  // of a file, or of a validation set; unbounded sources give max int64
 
@@ -51,6 +52,8 @@ class PromptSource {
   const model::Tokenizer& tokenizer_;
   rl::TaskConfig task_;
   std::vector<data::Prompt> file_;
+  mutable std::vector<std::int64_t> order_;  // of the epoch asked for last
+  mutable std::int64_t order_epoch_ = -1;
 };
 
 }  // namespace lockstep::loop

@@ -56,7 +56,7 @@ inline float truncate_sum(std::int64_t sum, int exponent, int result) {
   const int top = 63 - __builtin_clzll(magnitude);
   int drop = top - result;
   if (-149 - exponent > drop) drop = -149 - exponent;
-  if (drop > 63) return 0.0f;
+  if (drop > 63) return sum < 0 ? -0.0f : 0.0f;
   if (drop > 0) magnitude = (magnitude >> drop) << drop;
   const double value = std::ldexp(static_cast<double>(magnitude), exponent);
   return static_cast<float>(sum < 0 ? -value : value);

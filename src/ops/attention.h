@@ -9,7 +9,9 @@ namespace lockstep::ops {
 // last positions: with L = kv_lengths_S[s] and n query rows they stand at positions L-n .. L-1. Key
 // position i of sequence s is row pages_SP[s][i / page_size] * page_size + i % page_size of the key
 // and value tensors. Without pages (empty view) the keys of sequence s are rows q_offsets_S1[s] + i
-// (training: n = L). All int32.
+// (training: n = L). All int32. Query rows that belong to no sequence are left alone. Every key a
+// query sees must have been written; keys behind it, unwritten rows of a page and pages past the
+// length are never used, so they may hold anything.
 struct AttentionBatch {
   TensorView q_offsets_S1;
   TensorView kv_lengths_S;
@@ -18,12 +20,15 @@ struct AttentionBatch {
 };
 
 // q_THK BF16, k and v BF16 [rows, J, K] (value width may differ from K: v is [rows, J, Kv]);
-// out_THK BF16 [T, H, Kv]; lse2_TH FP32, may be empty. Query i sees keys 0..position(i).
+// out_THK BF16 [T, H, Kv]; lse2_TH FP32, may be empty. Query i sees keys 0..position(i). H is a
+// multiple of J, scale > 0. ContractError on shapes, dtypes, offsets, lengths or pages that do not
+// fit.
 void attention(const Context& ctx, const TensorView& q_THK, const TensorView& k_RJK,
                const TensorView& v_RJK, const AttentionBatch& batch, double scale,
                const TensorView& out_THK, const TensorView& lse2_TH);
 
-// Training form only (no pages). d_q_THK, d_k_TJK, d_v_TJK BF16.
+// Training form only (no pages, n = L). Reads what the forward wrote (out, lse2). d_q_THK, d_k_TJK,
+// d_v_TJK BF16. A sequence's gradients depend on that sequence alone.
 void attention_backward(const Context& ctx, const TensorView& q_THK, const TensorView& k_TJK,
                         const TensorView& v_TJK, const TensorView& out_THK,
                         const TensorView& lse2_TH, const TensorView& d_out_THK,
@@ -31,7 +36,8 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
                         const TensorView& d_k_TJK, const TensorView& d_v_TJK);
 
 // Copies rows of k and v to their places: row t goes to row slots_T[t] (int32) of the cache
-// tensors.
+// tensors. Any dtype and trailing shape, the same for rows and cache. Slots are distinct; one
+// outside the cache is a ContractError, and then nothing is written.
 void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_TJK,
               const TensorView& slots_T, const TensorView& k_cache_RJK,
               const TensorView& v_cache_RJK);

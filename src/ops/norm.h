@@ -18,8 +18,8 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
                        const TensorView& x_TD, const TensorView& w_D, const TensorView& rstd_T,
                        const TensorView& dx_TD, const TensorView& dw_D);
 
-// cos and sin of position p and pair i < K/2: theta^(-2i/K) * p, in double, rounded to FP32; [P,
-// K/2] each.
+// cos and sin of p * theta^(-2i/K) for position p and pair i < K/2, in double, rounded to FP32;
+// [P, K/2] each, on the CPU.
 void rope_table(double theta, const TensorView& cos_PK, const TensorView& sin_PK);
 
 // A projection's heads inside a wider row: head j of token t is at x[t * row_stride + column + j *
@@ -29,13 +29,14 @@ struct HeadColumns {
   std::int64_t column = 0;
 };
 
-// out_THK = rope(norm(x)); w_K empty: no norm; cos/sin empty: no rotation. positions_T int32.
-// rstd_TH FP32 (empty without norm).
+// out_THK = rope(norm(x)); w_K empty: no norm; cos/sin empty: no rotation (positions_T may then be
+// empty too). positions_T int32; one outside [0, P) is a ContractError. rstd_TH FP32 (empty without
+// norm). K is even where there is a rotation, and at most 1024.
 void head_norm_rope(const Context& ctx, const HeadColumns& x, const TensorView& w_K, float eps,
                     const TensorView& positions_T, const TensorView& cos_PK,
                     const TensorView& sin_PK, const TensorView& rstd_TH, const TensorView& out_THK);
 
-// d_x gets the gradient in the same columns of its slab; dw_K FP32, added to.
+// d_x gets the gradient in the same columns of its slab; dw_K FP32, added to (empty without norm).
 void head_norm_rope_backward(const Context& ctx, const TensorView& d_out_THK, const HeadColumns& x,
                              const TensorView& w_K, const TensorView& positions_T,
                              const TensorView& cos_PK, const TensorView& sin_PK,

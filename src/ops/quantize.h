@@ -10,12 +10,13 @@
 namespace lockstep::ops {
 
 // Health of what was quantized; counters add up over calls. Exact integers and extrema, so
-// independent of threads.
+// independent of threads. Padding counts nowhere. Of a weight, `out` is counted and its transposed
+// copy is not.
 struct QuantStats {
   std::int64_t values = 0;
-  std::int64_t saturated = 0;        // |x * inv| > 448 before saturation
-  std::int64_t flushed_to_zero = 0;  // x != 0 and code == 0
-  std::int64_t blocks = 0;
+  std::int64_t saturated = 0;        // |x * inv| > 464: without saturation it would round above 448
+  std::int64_t flushed_to_zero = 0;  // x != 0 and the code is +-0
+  std::int64_t blocks = 0;           // scales; of kPerTensor one per projection
   std::int64_t zero_blocks = 0;
   std::int64_t nonfinite_blocks = 0;
   float amax_min = 0;  // over blocks with a finite, non-zero amax; 0 when there is none
@@ -28,8 +29,8 @@ void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const 
                    QuantStats* stats);
 
 // Column codes of x_MN (BF16) in each expert's segment: out.codes_NR E4M3 [N, R], zeros in the
-// padding. kBlock: one scale per 128 tokens and column; kRow: one per segment and column (an empty
-// segment gets 1).
+// padding. kBlock: one scale per 128 tokens and column (a block of padding alone gets 1, up to R);
+// kRow: one per segment and column (an empty segment gets 1).
 void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
                       bool pow2, const Fp8Columns& out, QuantStats* stats);
 

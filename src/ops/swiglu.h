@@ -9,7 +9,7 @@ namespace lockstep::ops {
 void swiglu(const Context& ctx, const TensorView& gate_up, const TensorView& a_MF);
 
 // The FP32 value silu(gate) * up quantized without a BF16 step: row codes, and column codes when
-// `columns` is not null.
+// `columns` is not null. segments may be empty without columns. stats count the row codes only.
 void swiglu_quantize(const Context& ctx, const TensorView& gate_up, const Segments& segments,
                      bool pow2, const Fp8Rows& rows, const Fp8Columns* columns, QuantStats* stats);
 

@@ -152,10 +152,11 @@ TEST(Loss, MicroBatchesAddUp) {
 // Every golden configuration and every preset.
 std::vector<LossConfig> all_configs() {
   std::vector<LossConfig> out;
-  for (const auto& [name, row] : golden()["loss"].items())
-    out.push_back(loss_config(row["config"]));
+  const auto file = golden();
+  for (const auto& [name, row] : file["loss"].items()) out.push_back(loss_config(row["config"]));
   for (const char* name : {"grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo"})
     out.push_back(preset(name, 8).loss);
+  EXPECT_GT(out.size(), 25u);
   return out;
 }
 

@@ -256,7 +256,7 @@ TEST(Scheduler, RefusesWhatNeverFits) {
 
 TEST(Scheduler, RandomStress) {
   std::int64_t preemptions = 0, copies = 0, shared = 0;
-  for (unsigned seed = 1; seed <= 300; ++seed) {
+  for (unsigned seed = 1; seed <= 6000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
     const auto in = [&](int low, int high) {

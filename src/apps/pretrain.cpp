@@ -1,0 +1,31 @@
+#include "loop/pretrain.h"
+
+#include <fmt/format.h>
+
+#include "apps/verbs.h"
+#include "loop/config_load.h"
+
+namespace lockstep::apps {
+
+void add_pretrain(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand(
+      "pretrain", "next-token training on text, JSONL or built-in demonstrations");
+  verb->footer(
+      "Example: lockstep pretrain --config configs/demo_pretrain.yaml policy.precision=bf16");
+  static RunOptions options;
+  add_run_options(*verb, options);
+  verb->callback([] {
+    if (print_keys(options)) return;
+    const loop::RunConfig config = read_config(options);
+    fmt::print("{}\n", loop::config_to_yaml(config));
+    const loop::PretrainSummary s = loop::run_pretrain(config, loop::parse_resume(options.resume));
+    fmt::print("\n{} after {} steps, {:.1f} s\nloss: {:.4f} -> {:.4f}",
+               s.interrupted ? "interrupted" : "done", s.steps, s.seconds, s.first_loss,
+               s.last_loss);
+    if (s.validation_loss) fmt::print(", held-out {:.4f}", *s.validation_loss);
+    fmt::print("\nrun: {}\n", s.folder.string());
+    if (!s.output.empty()) fmt::print("model: {}\n", s.output.string());
+  });
+}
+
+}  // namespace lockstep::apps

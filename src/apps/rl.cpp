@@ -1,0 +1,38 @@
+#include <fmt/format.h>
+
+#include "apps/verbs.h"
+#include "loop/config_load.h"
+#include "loop/rl_loop.h"
+
+namespace lockstep::apps {
+
+namespace {
+
+void print_summary(const loop::RlSummary& s) {
+  fmt::print("\n{} after {} steps, {:.1f} s\n",
+             s.interrupted ? "interrupted, resumable with --resume auto," : "done", s.steps,
+             s.seconds);
+  if (s.first_accuracy && s.last_accuracy)
+    fmt::print("held-out accuracy: {:.3f} -> {:.3f}\n", *s.first_accuracy, *s.last_accuracy);
+  fmt::print("policy against rollout: {} of {} log-probabilities differ\n", s.logprobs_different,
+             s.logprobs_compared);
+  fmt::print("report: {}\n", s.report.string());
+}
+
+}  // namespace
+
+void add_rl(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("rl", "reinforcement learning on a verifiable task");
+  verb->footer(
+      "Example: lockstep rl --config configs/demo.yaml grpo.max_num_steps=40 --resume auto");
+  static RunOptions options;
+  add_run_options(*verb, options);
+  verb->callback([] {
+    if (print_keys(options)) return;
+    const loop::RunConfig config = read_config(options);
+    fmt::print("{}\n", loop::config_to_yaml(config));
+    print_summary(loop::run_rl(config, loop::parse_resume(options.resume)));
+  });
+}
+
+}  // namespace lockstep::apps
