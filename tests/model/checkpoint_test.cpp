@@ -117,8 +117,7 @@ TEST_F(Checkpoint, padding_stays_zero_and_rows_land_in_their_place) {
         used[at] = true;
       }
   }
-  for (std::size_t i = 0; i < used.size(); ++i)
-    ASSERT_TRUE(used[i] || data[i].bits == 0) << i;
+  for (std::size_t i = 0; i < used.size(); ++i) ASSERT_TRUE(used[i] || data[i].bits == 0) << i;
 }
 
 TEST_F(Checkpoint, float32_and_float16_are_rounded_to_nearest_even) {
@@ -221,6 +220,22 @@ TEST_F(Checkpoint, tied_head_may_be_stored_twice_if_it_is_the_same) {
   t.put("lm_head.weight", FileDtype::kBF16, {20, 24}, std::vector<char>(960, 1));
   t.write(file);
   expect_load_refused({file.string(), "lm_head.weight", "ties"});
+}
+
+TEST_F(Checkpoint, selection_bias_is_kept_when_there_is_one) {
+  const std::string name = "model.layers.1.mlp.gate.e_score_correction_bias";
+  EXPECT_FALSE(Tensors(file).rows.count(name));
+  weights.router_bias.as<float>()[4] = 0.1f;
+  save_checkpoint(weights, nullptr, place);
+  const Weights loaded = load_checkpoint(place);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(loaded.router_bias.as<float>()[i], i == 4 ? 0.1f : 0.0f);
+  Tensors t(file);
+  t.rows[name].dtype = FileDtype::kI32;
+  t.write(file);
+  expect_load_refused({file.string(), name, "I32"});
+  t.rows.erase(name);
+  t.write(file);
+  expect_load_refused({file.string(), name, "missing"});
 }
 
 struct ShardedCheckpoint : Checkpoint {
