@@ -150,7 +150,6 @@ bool Scheduler::admit(StepPlan& plan, Sequence& sequence) {
     LOCKSTEP_CHECK(victim != nullptr, "sequence {} lacks pages with all others free", sequence.id);
     preempt(*victim);
   }
-  stats_.shared_tokens += computed;
   if (computed % options_.block_size != 0) own_last_page(plan, sequence);
   sequence.pages.reserve(pages_for(sequence.max_length));
   while (static_cast<std::int64_t>(sequence.pages.size()) < pages_for(sequence.length()))
@@ -191,6 +190,7 @@ void Scheduler::share_pages(const Sequence& donor, Sequence& sequence, std::int6
   sequence.pages.assign(donor.pages.begin(), donor.pages.begin() + count);
   for (const std::int32_t page : sequence.pages) pages_.share(page);
   sequence.computed = tokens;
+  stats_.shared_tokens += tokens;
   if (count > 0) holders_.insert(&sequence);
 }
 
