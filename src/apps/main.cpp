@@ -23,7 +23,8 @@ int main(int argc, char** argv) {
   lockstep::apps::add_compare(app);
   lockstep::apps::add_report(app);
   lockstep::apps::add_doctor(app);
-  if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+  if (argc > 1 && argv[1][0] != '-' &&
+      app.get_subcommands([&](CLI::App* v) { return v->check_name(argv[1]); }).empty()) {
     fmt::print(stderr, "lockstep: there is no verb '{}'; lockstep --help lists them\n", argv[1]);
     return kBadInput;
   }
