@@ -75,8 +75,8 @@ Scale linear_scale(Range range) {
 }
 
 Scale log_scale(const Range& positive, bool zeros) {
-  const double low = std::floor(std::log10(positive.low) - 1e-9);
-  const double high = std::ceil(std::log10(positive.high) + 1e-9);
+  const double low = std::floor(std::log10(positive.low) + 1e-9);
+  const double high = std::ceil(std::log10(positive.high) - 1e-9);
   Scale s{{std::pow(10.0, low), std::pow(10.0, high)},
           kBottom - (zeros ? 22 : 0),
           kTop,

@@ -138,7 +138,7 @@ TEST(Chart, NumbersAreShortAndNeverNan) {
   EXPECT_EQ(number_text(0), "0");
   EXPECT_EQ(number_text(-1234567), "-1,234,567");
   EXPECT_EQ(number_text(0.031249), "0.03125");
-  EXPECT_EQ(number_text(1.2345e-9), "1.234e-09");
+  EXPECT_EQ(number_text(1.2346e-9), "1.235e-09");
   EXPECT_EQ(number_text(std::nan("")), "–");
 }
 
