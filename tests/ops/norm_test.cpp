@@ -92,6 +92,17 @@ TEST(RmsNorm, OrderOfTheProducts) {
   EXPECT_EQ(backward, 0);
 }
 
+// x * rstd comes first: x * w would overflow here.
+TEST(RmsNorm, LargeWeightOnLargeValues) {
+  tensor::Arena arena;
+  const Context ctx = tensor::cpu_context(arena, 1);
+  const Tensor x = empty(DType::kBf16, {1, 4}), w = empty(DType::kBf16, {4});
+  const Tensor h = empty(DType::kBf16, {1, 4}), rstd = empty(DType::kFp32, {1});
+  for (std::int64_t i = 0; i < 4; ++i) set_value(x, i, 0x1p60), set_value(w, i, 0x1p80);
+  rms_norm(ctx, x, {}, w, kEps, x, h, rstd);
+  for (std::int64_t i = 0; i < 4; ++i) EXPECT_EQ(get_value(h, i), 0x1p80);
+}
+
 TEST(RmsNorm, AgainstTheReference) {
   Rng rng(2);
   const std::int64_t T = 9, D = 576;
