@@ -47,8 +47,10 @@ inline void store(void* p, V v) {
 
 // The two halves of a vector, and back.
 #if defined(__AVX512DQ__)
-inline HalfF low_half(VecF v) { return _mm512_castps512_ps256(v); }
-inline HalfF high_half(VecF v) { return _mm512_maskz_extractf32x8_ps(0xFF, v, 1); }
+inline HalfF low_half(VecF v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline HalfF high_half(VecF v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 inline VecF join(HalfF low, HalfF high) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
