@@ -26,6 +26,7 @@ inline constexpr int kVectorBytes = 16;
 using VecF = float __attribute__((vector_size(kVectorBytes)));
 using VecD = double __attribute__((vector_size(kVectorBytes)));
 using VecI = std::int32_t __attribute__((vector_size(kVectorBytes)));
+using VecU = std::uint32_t __attribute__((vector_size(kVectorBytes)));
 using VecL = std::int64_t __attribute__((vector_size(kVectorBytes)));
 using VecU8 = std::uint8_t __attribute__((vector_size(kVectorBytes)));
 using VecI16 = std::int16_t __attribute__((vector_size(kVectorBytes)));
