@@ -168,7 +168,8 @@ void Bf16WeightGradient(benchmark::State& state) {
 void shapes(benchmark::internal::Benchmark* b) {
   b->UseRealTime()->Unit(benchmark::kMicrosecond);
   b->Args({512, 512, 512, 1, 1})->Args({512, 512, 512, 1, 2});
-  for (const std::int64_t M : {1, 8, 32, 128, 512}) b->Args({M, 256, 256, 1, 2});
+  for (const std::int64_t threads : {1, 2})
+    for (const std::int64_t M : {1, 8, 32, 128, 512}) b->Args({M, 256, 256, 1, threads});
   b->Args({512, 256, 256, 8, 2})->Args({32, 256, 256, 8, 2});
 }
 BENCHMARK(Fp8Gemm)->Apply(shapes);

@@ -16,9 +16,6 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", LOCKSTEP_VERSION);
   lockstep::apps::add_pretrain(app);
   lockstep::apps::add_rl(app);
-  lockstep::apps::add_compare(app);
-  lockstep::apps::add_report(app);
-  lockstep::apps::add_doctor(app);
   try {
     app.parse(argc, argv);
     return 0;

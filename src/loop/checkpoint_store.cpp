@@ -222,7 +222,9 @@ SaveReport save_checkpoint(const SaveRequest& request,
   return report;
 }
 
-std::vector<std::string> verify_checkpoint(const fs::path& folder, Manifest* manifest_out) {
+std::vector<std::string> verify_checkpoint(const fs::path& path_given, Manifest* manifest_out) {
+  const fs::path folder =  // "step_5/" is step_5
+      path_given.has_filename() ? path_given : path_given.parent_path();
   Manifest manifest;
   std::vector<std::string> problems;
   try {

@@ -6,10 +6,11 @@ namespace lockstep::loop {
 
 namespace {
 
-constexpr double kBig = 1e15;  // whole numbers up to here are exact in a double
+constexpr double kBig = 2147483647;  // counts fit an int everywhere
 constexpr ConfigRange kAny{};
 constexpr ConfigRange kCount{1, kBig};
 constexpr ConfigRange kFromZero{0, kBig};
+constexpr ConfigRange kSeed{0, 9007199254740992.0};  // 2^53: exact in a double
 constexpr ConfigRange kPositive{0, std::numeric_limits<double>::max(), true};
 constexpr ConfigRange kNotNegative{0, std::numeric_limits<double>::max()};
 constexpr ConfigRange kFraction{0, 1};
@@ -40,7 +41,7 @@ void add_grpo(Keys& keys, GrpoConfig& c) {
                   "evaluate before the first step");
   add_operational(keys, "grpo.max_val_samples", &c.max_val_samples, kCount,
                   "held-out prompts of an evaluation");
-  add(keys, "grpo.seed", &c.seed, kFromZero, "seed of sampling and data order");
+  add(keys, "grpo.seed", &c.seed, kSeed, "seed of sampling and data order");
   add(keys, "grpo.normalize_rewards", &c.normalize_rewards, kAny,
       std::string("divide advantages by the group's standard deviation") + kPreset);
   add(keys, "grpo.use_leave_one_out_baseline", &c.use_leave_one_out_baseline, kAny,
@@ -81,12 +82,12 @@ void add_loss(Keys& keys, LossConfig& c) {
   add(keys, "loss_fn.use_importance_sampling_correction", &c.use_importance_sampling_correction,
       kAny, "weight the loss by policy over rollout probability");
   add(keys, "loss_fn.truncated_importance_sampling_type", &c.truncated_importance_sampling_type,
-      kAny, "how those weights are bounded", {"tis", "icepop", "seq-mask-tis"});
+      kAny, "how those weights are bounded", {"off", "tis", "icepop", "seq-mask-tis"});
   add(keys, "loss_fn.truncated_importance_sampling_ratio", &c.truncated_importance_sampling_ratio,
-      kPositive, "upper bound of the weights; null: unbounded");
+      kPositive, "upper bound of the weights, asked for by every type but off");
   add(keys, "loss_fn.truncated_importance_sampling_ratio_min",
       &c.truncated_importance_sampling_ratio_min, kNotNegative,
-      "lower bound of the weights (icepop, seq-mask-tis); null: 0");
+      "lower bound of the weights, asked for by icepop and seq-mask-tis");
   add(keys, "loss_fn.sequence_level_importance_ratios", &c.sequence_level_importance_ratios, kAny,
       std::string("one ratio a sequence instead of one a token") + kPreset);
   add(keys, "loss_fn.use_cispo", &c.use_cispo, kAny,
@@ -97,7 +98,7 @@ void add_loss(Keys& keys, LossConfig& c) {
       "the ratio is 1 by definition (one update a rollout)");
   add(keys, "loss_fn.loss_agg", &c.loss_agg, kAny,
       std::string("reduction of the loss, overrides token_level_loss") + kPreset,
-      {"token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"});
+      {"token-mean", "seq-mean", "seq-sum-const"});
 }
 
 const std::vector<std::string> kPrecisions = {"bf16", "fp8"};
@@ -195,17 +196,17 @@ void add_source(Keys& keys, const std::string& prefix, DataSourceConfig& c, bool
   add(keys, prefix + "data_path", &c.data_path, kAny, "JSONL file; null: none" + also);
   add(keys, prefix + "input_key", &c.input_key, kAny, "JSONL field of the prompt");
   add(keys, prefix + "output_key", &c.output_key, kAny, "JSONL field of the expected answer");
-  add(keys, prefix + "digits_min", &c.digits_min, {1, 18}, "fewest digits of an operand");
-  add(keys, prefix + "digits_max", &c.digits_max, {1, 18}, "most digits of an operand");
-  add(keys, prefix + "length_min", &c.length_min, {1, 1000}, "fewest letters or list items");
-  add(keys, prefix + "length_max", &c.length_max, {1, 1000}, "most letters or list items");
+  add(keys, prefix + "digits_min", &c.digits_min, {1, 9}, "fewest digits of an operand");
+  add(keys, prefix + "digits_max", &c.digits_max, {1, 9}, "most digits of an operand");
+  add(keys, prefix + "length_min", &c.length_min, {1, 64}, "fewest letters or list items");
+  add(keys, prefix + "length_max", &c.length_max, {1, 64}, "most letters or list items");
   add(keys, prefix + "alphabet", &c.alphabet, {2, 26},
       "words are made of the first so many letters");
   add(keys, prefix + "noise", &c.noise, kFraction, "share of wrong answers in demonstrations");
   add(keys, prefix + "num_samples", &c.num_samples, kCount,
       validation ? "examples used; null: grpo.max_val_samples"
                  : "examples of one pass; null: the whole file, or no end for a task");
-  add(keys, prefix + "seed", &c.seed, kFromZero, "seed of the generator; null: grpo.seed");
+  add(keys, prefix + "seed", &c.seed, kSeed, "seed of the generator; null: grpo.seed");
 }
 
 void add_pretrain(Keys& keys, PretrainConfig& c) {
@@ -221,7 +222,7 @@ void add_pretrain(Keys& keys, PretrainConfig& c) {
   add(keys, p + "micro_batch_size", &c.micro_batch_size, kCount, "sequences of one forward");
   add_operational(keys, p + "val_period", &c.val_period, kFromZero, "evaluate every so many steps");
   add_operational(keys, p + "max_val_samples", &c.max_val_samples, kCount, "sequences evaluated");
-  add(keys, p + "seed", &c.seed, kFromZero, "seed of initial weights and data order");
+  add(keys, p + "seed", &c.seed, kSeed, "seed of initial weights and data order");
   ModelShapeConfig& m = c.model;
   const std::string q = "pretrain.model.";
   add(keys, q + "hidden_size", &m.hidden_size, {1, 1 << 20}, "model width");

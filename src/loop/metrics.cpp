@@ -112,7 +112,7 @@ std::vector<std::string> truncate_metrics(const fs::path& path, std::int64_t las
     fail<InputError>(
         "{}:{}: not a metrics row, and step {} is still to come: repair or move the file",
         path.string(), malformed, last_step);
-  if (newest < last_step)
+  if (newest < last_step && last_step > 0)
     notes.push_back(fmt::format("{}: ends at step {}, the checkpoint is at step {}", path.string(),
                                 newest, last_step));
   if (keep < text.size())

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>  // renameat2
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -117,6 +118,28 @@ void check_part(const Param& param, const ParamPart& part, const Sources& source
                      part.hf_name, fmt::join(tensor.shape, ", "), fmt::join(shape, ", "));
 }
 
+// The selection bias of balanced routers, under DeepSeek's name.
+std::string bias_name(std::int64_t layer) {
+  return fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer);
+}
+
+// Either every layer has a selection bias or none.
+void check_bias(const ModelConfig& config, const Sources& sources,
+                std::set<std::string>& expected) {
+  if (!sources.tensors.count(bias_name(0))) return;
+  for (std::int64_t l = 0; l < config.num_layers; ++l) {
+    const auto found = sources.tensors.find(bias_name(l));
+    if (found == sources.tensors.end())
+      fail<InputError>("{}: tensor '{}' is missing", sources.where, bias_name(l));
+    const auto& [tensor, file] = found->second;
+    if (tensor.dtype != FileDtype::kF32 ||
+        tensor.shape != std::vector<std::int64_t>{config.num_experts})
+      fail<InputError>("{}: tensor '{}' is {} [{}], expected F32 [{}]", file, bias_name(l),
+                       dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "), config.num_experts);
+    expected.insert(bias_name(l));
+  }
+}
+
 void check_names(const ModelConfig& config, const ParamTable& table, const Sources& sources) {
   std::set<std::string> expected;
   for (const Param& param : table.params)
@@ -124,6 +147,7 @@ void check_names(const ModelConfig& config, const ParamTable& table, const Sourc
       check_part(param, part, sources);
       expected.insert(part.hf_name);
     }
+  check_bias(config, sources, expected);
   for (const auto& [name, source] : sources.tensors) {
     if (expected.count(name)) continue;
     if (config.tie_word_embeddings && name == "lm_head.weight") {
@@ -180,6 +204,30 @@ void read_part(const Source& source, const Param& param, const ParamPart& part, 
   }
 }
 
+void read_bias(const Sources& sources, Weights& weights) {
+  const std::int64_t E = weights.config.num_experts;
+  for (std::int64_t l = 0; l < weights.config.num_layers; ++l) {
+    const auto found = sources.tensors.find(bias_name(l));
+    if (found == sources.tensors.end()) continue;
+    float* bias_E = weights.router_bias.as<float>() + l * E;
+    std::memcpy(bias_E, found->second.tensor.bytes.data(), static_cast<std::size_t>(E) * 4);
+    for (std::int64_t e = 0; e < E; ++e)
+      if (!std::isfinite(bias_E[e]))
+        fail<InputError>("{}: tensor '{}' holds {} at [{}]", found->second.file, bias_name(l),
+                         bias_E[e], e);
+  }
+}
+
+// Written only when the router has been balanced by it, so that other checkpoints keep the tensors
+// of their family.
+void add_bias(const Weights& weights, std::vector<TensorToWrite>& out) {
+  const std::int64_t E = weights.config.num_experts, count = weights.router_bias.view().count();
+  const float* bias_LE = weights.router_bias.as<float>();
+  if (std::all_of(bias_LE, bias_LE + count, [](float b) { return b == 0; })) return;
+  for (std::int64_t l = 0; l < weights.config.num_layers; ++l)
+    out.push_back({bias_name(l), FileDtype::kF32, {E}, bias_LE + l * E});
+}
+
 std::vector<TensorToWrite> tensors_of(const Weights& weights) {
   std::vector<TensorToWrite> out;
   for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
@@ -194,6 +242,7 @@ std::vector<TensorToWrite> tensors_of(const Weights& weights) {
                                      data + part_row_offset(param, part, row), bytes);
                      }});
   }
+  add_bias(weights, out);
   return out;
 }
 
@@ -239,6 +288,7 @@ Weights load_checkpoint(const fs::path& folder) {
     for (const ParamPart& part : param.parts)
       read_part(sources.tensors.at(part.hf_name), param, part, data);
   }
+  read_bias(sources, weights);
   return weights;
 }
 

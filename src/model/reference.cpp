@@ -88,11 +88,11 @@ void norm_rows_backward(const Matrix& x, const Matrix& w, double eps, const Matr
     rms_norm_backward(x.row(t), w.row(0), x.columns, eps, dy.row(t), dx.row(t), dw.row(0));
 }
 
-// Rotates the pair (i, i + K/2) by position * theta^(-2i/K); direction -1 is the transpose.
-void rotate(double* x, std::int64_t K, std::int64_t position, double theta, double direction) {
+// Rotates the pair (i, i + K/2) by position * frequency[i]; direction -1 is the transpose.
+void rotate(double* x, std::int64_t K, std::int64_t position, const std::vector<double>& frequency,
+            double direction) {
   for (std::int64_t i = 0; i < K / 2; ++i) {
-    const double angle = static_cast<double>(position) *
-                         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(K));
+    const double angle = static_cast<double>(position) * frequency[i];
     const double c = std::cos(angle), s = direction * std::sin(angle);
     const double a = x[i], b = x[i + K / 2];
     x[i] = a * c - b * s;
@@ -104,9 +104,10 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 // Names of one layer's parameters and the sizes that everything below needs.
 struct Layer {
-  const ModelConfig& c;
-  const ReferenceParams& params;
+  const ReferenceModel& model;
   std::string prefix;
+  const ModelConfig& c = model.config;
+  const ReferenceParams& params = model.params;
 
   std::string name(const std::string& what) const { return prefix + what + ".weight"; }
   std::string expert(int e, const char* what) const {
@@ -124,7 +125,7 @@ Matrix head_norm_rope(const Layer& l, const Matrix& raw, std::int64_t heads, con
       double* y = out.row(t) + h * K;
       if (l.c.qk_norm)
         rms_norm(raw.row(t) + h * K, l.at(norm).row(0), K, static_cast<double>(l.c.rms_eps), y);
-      rotate(y, K, t, l.c.rope_theta, 1.0);
+      rotate(y, K, t, l.model.inverse_frequencies, 1.0);
     }
   return out;
 }
@@ -135,13 +136,13 @@ Matrix head_norm_rope_backward(const Layer& l, const Matrix& raw, std::int64_t h
   if (!l.c.qk_norm) {
     for (std::int64_t t = 0; t < raw.rows; ++t)
       for (std::int64_t h = 0; h < heads; ++h)
-        rotate(d_out.row(t) + h * K, K, t, l.c.rope_theta, -1.0);
+        rotate(d_out.row(t) + h * K, K, t, l.model.inverse_frequencies, -1.0);
     return d_out;
   }
   Matrix d_raw(raw.rows, raw.columns);
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t h = 0; h < heads; ++h) {
-      rotate(d_out.row(t) + h * K, K, t, l.c.rope_theta, -1.0);
+      rotate(d_out.row(t) + h * K, K, t, l.model.inverse_frequencies, -1.0);
       rms_norm_backward(raw.row(t) + h * K, l.at(norm).row(0), K, static_cast<double>(l.c.rms_eps),
                         d_out.row(t) + h * K, d_raw.row(t) + h * K, g.at(l.name(norm)).row(0));
     }
@@ -336,8 +337,8 @@ const char* head_name(const ModelConfig& c) {
   return c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
 }
 
-Layer layer_of(const ModelConfig& c, const ReferenceParams& params, std::size_t l) {
-  return {c, params, fmt::format("model.layers.{}.", l)};
+Layer layer_of(const ReferenceModel& model, std::size_t l) {
+  return {model, fmt::format("model.layers.{}.", l)};
 }
 
 }  // namespace
@@ -364,9 +365,21 @@ ReferenceParams reference_params(const Weights& weights, const tensor::TensorVie
   return params;
 }
 
-ReferencePass reference_forward(const ModelConfig& c, const ReferenceParams& params,
+ReferenceModel reference_model(const Weights& weights) {
+  ReferenceModel model{weights.config, reference_params(weights), {}};
+  const auto K = static_cast<double>(weights.config.head_dim);
+  for (std::int64_t i = 0; i < weights.config.head_dim / 2; ++i)
+    model.inverse_frequencies.push_back(
+        std::pow(weights.config.rope_theta, -2.0 * static_cast<double>(i) / K));
+  return model;
+}
+
+ReferencePass reference_forward(const ReferenceModel& model,
                                 const std::vector<std::int32_t>& tokens,
                                 const ReferenceRouting* routing, std::int64_t first_token) {
+  const auto& [c, params, frequencies] = model;
+  LOCKSTEP_CHECK(static_cast<std::int64_t>(frequencies.size()) == c.head_dim / 2,
+                 "{} rotary frequencies for heads of {}", frequencies.size(), c.head_dim);
   LOCKSTEP_CHECK(c.router.score == ops::RouterScore::kSoftmax && c.router.groups == 1,
                  "the reference knows softmax routers without groups");
   ReferencePass pass;
@@ -377,7 +390,7 @@ ReferencePass reference_forward(const ModelConfig& c, const ReferenceParams& par
     std::copy_n(embedding.row(tokens[t]), x.columns, x.row(t));
   for (std::int64_t l = 0; l < c.num_layers; ++l)
     pass.layers.push_back(
-        forward_layer(layer_of(c, params, l), x,
+        forward_layer(layer_of(model, l), x,
                       routing ? routing->at(l).data() + first_token * c.router.top_k : nullptr));
   pass.hidden = norm_rows(x, params.at("model.norm.weight"), static_cast<double>(c.rms_eps));
   pass.x_final = std::move(x);
@@ -385,9 +398,10 @@ ReferencePass reference_forward(const ModelConfig& c, const ReferenceParams& par
   return pass;
 }
 
-void reference_backward(const ModelConfig& c, const ReferenceParams& params,
-                        const ReferencePass& pass, const ReferenceMatrix& d_logits,
-                        ReferenceParams& g) {
+void reference_backward(const ReferenceModel& model, const ReferencePass& pass,
+                        const ReferenceMatrix& d_logits, ReferenceParams& g) {
+  const ModelConfig& c = model.config;
+  const ReferenceParams& params = model.params;
   if (g.empty())
     for (const auto& [name, w] : params) g.emplace(name, Matrix(w.rows, w.columns));
   Matrix d_hidden(pass.hidden.rows, c.hidden_size), dx(pass.hidden.rows, c.hidden_size);
@@ -395,19 +409,19 @@ void reference_backward(const ModelConfig& c, const ReferenceParams& params,
   norm_rows_backward(pass.x_final, params.at("model.norm.weight"), static_cast<double>(c.rms_eps),
                      d_hidden, dx, g.at("model.norm.weight"));
   for (std::size_t l = pass.layers.size(); l-- > 0;)
-    backward_layer(layer_of(c, params, l), pass.layers[l], dx, g);
+    backward_layer(layer_of(model, l), pass.layers[l], dx, g);
   for (std::int64_t t = 0; t < dx.rows; ++t)
     axpy(1.0, dx.row(t), g.at("model.embed_tokens.weight").row(pass.tokens[t]), dx.columns);
 }
 
-double reference_loss(const ModelConfig& c, const ReferenceParams& params,
+double reference_loss(const ReferenceModel& model,
                       const std::vector<std::vector<std::int32_t>>& sequences,
                       ReferenceParams* gradients, const ReferenceRouting* routing) {
   double count = 0, loss = 0;
   for (const auto& s : sequences) count += static_cast<double>(s.size()) - 1;
   std::int64_t first = 0;
   for (const auto& tokens : sequences) {
-    const ReferencePass pass = reference_forward(c, params, tokens, routing, first);
+    const ReferencePass pass = reference_forward(model, tokens, routing, first);
     Matrix d(pass.logits.rows, pass.logits.columns);
     for (std::int64_t t = 0; t + 1 < d.rows; ++t) {
       const double* z = pass.logits.row(t);
@@ -418,7 +432,7 @@ double reference_loss(const ModelConfig& c, const ReferenceParams& params,
       for (std::int64_t v = 0; v < d.columns; ++v) d.row(t)[v] = std::exp(z[v] - top) / sum / count;
       d.row(t)[tokens[t + 1]] -= 1.0 / count;
     }
-    if (gradients != nullptr) reference_backward(c, params, pass, d, *gradients);
+    if (gradients != nullptr) reference_backward(model, pass, d, *gradients);
     first += static_cast<std::int64_t>(tokens.size());
   }
   return loss;
@@ -441,11 +455,11 @@ void reference_adamw(ReferenceAdamw& s, const ReferenceParams& gradients, Refere
   }
 }
 
-std::vector<std::int32_t> reference_greedy(const ModelConfig& c, const ReferenceParams& params,
+std::vector<std::int32_t> reference_greedy(const ReferenceModel& model,
                                            std::vector<std::int32_t> tokens, int count,
                                            std::vector<double>* gaps) {
   for (int i = 0; i < count; ++i) {
-    const ReferencePass pass = reference_forward(c, params, tokens);
+    const ReferencePass pass = reference_forward(model, tokens);
     const double* z = pass.logits.row(pass.logits.rows - 1);
     const double* best = std::max_element(z, z + pass.logits.columns);
     double second = -INFINITY;

@@ -27,6 +27,15 @@ struct ReferenceMatrix {
 // By checkpoint name.
 using ReferenceParams = std::map<std::string, ReferenceMatrix>;
 
+struct ReferenceModel {
+  ModelConfig config;
+  ReferenceParams params;
+  // theta^(-2i/K) for the pair (i, i + K/2). Data, because a PyTorch model that was converted to
+  // BF16 and back computes with frequencies rounded to BF16, as the golden files did.
+  std::vector<double> inverse_frequencies;
+};
+ReferenceModel reference_model(const Weights& weights);
+
 // The weights without padding; `slab` is laid out by weights.table (FP32 or BF16), so the same
 // function reads gradients and masters. An empty view reads weights.slab.
 ReferenceParams reference_params(const Weights& weights, const tensor::TensorView& slab = {});
@@ -50,19 +59,18 @@ struct ReferencePass {
 
 // One sequence. With `routing` the experts are those, whatever the scores say; `first_token` is the
 // sequence's first row in it.
-ReferencePass reference_forward(const ModelConfig& config, const ReferenceParams& params,
+ReferencePass reference_forward(const ReferenceModel& model,
                                 const std::vector<std::int32_t>& tokens,
                                 const ReferenceRouting* routing = nullptr,
                                 std::int64_t first_token = 0);
 
 // Adds to `gradients` (made when empty) what d_logits [T, V] give.
-void reference_backward(const ModelConfig& config, const ReferenceParams& params,
-                        const ReferencePass& pass, const ReferenceMatrix& d_logits,
-                        ReferenceParams& gradients);
+void reference_backward(const ReferenceModel& model, const ReferencePass& pass,
+                        const ReferenceMatrix& d_logits, ReferenceParams& gradients);
 
 // Mean cross-entropy of each token given those before it, over all sequences together (the loss of
 // transformers with labels = input_ids). gradients may be null.
-double reference_loss(const ModelConfig& config, const ReferenceParams& params,
+double reference_loss(const ReferenceModel& model,
                       const std::vector<std::vector<std::int32_t>>& sequences,
                       ReferenceParams* gradients, const ReferenceRouting* routing = nullptr);
 
@@ -77,7 +85,7 @@ void reference_adamw(ReferenceAdamw& state, const ReferenceParams& gradients,
 
 // `tokens` continued greedily by `count` tokens (ties to the lower index). gaps, if not null, gets
 // for each new token the distance between the two largest logits.
-std::vector<std::int32_t> reference_greedy(const ModelConfig& config, const ReferenceParams& params,
+std::vector<std::int32_t> reference_greedy(const ReferenceModel& model,
                                            std::vector<std::int32_t> tokens, int count,
                                            std::vector<double>* gaps = nullptr);
 

@@ -14,7 +14,8 @@ struct AdamwOptions {
 };
 
 // grad, master FP32; m, v FP32 or BF16; w BF16: all of one count. Updates master, m, v and writes w
-// = bf16(master).
+// = bf16(master). ContractError on options outside their range (step < 1, betas outside [0, 1), eps
+// <= 0, a clip that is negative or not finite).
 void adamw(const Context& ctx, const TensorView& grad, const AdamwOptions& options,
            const TensorView& master, const TensorView& m, const TensorView& v, const TensorView& w);
 
@@ -22,7 +23,8 @@ void adamw(const Context& ctx, const TensorView& grad, const AdamwOptions& optio
 // value is NaN, inf if any is infinite.
 double global_norm(const Context& ctx, const std::vector<TensorView>& grads);
 
-// The factor that brings a norm down to max_norm (1 when it is below, or max_norm <= 0).
+// The factor that brings a norm down to max_norm (1 when it is below, or max_norm <= 0; NaN for a
+// NaN norm).
 float clip_factor(double norm, double max_norm);
 
 // Number of NaN or infinite values; FP32 or BF16.

@@ -75,6 +75,7 @@ TEST_F(CheckpointStoreTest, saves_and_finds) {
   save(5);
   const SaveReport report = save(10, std::nullopt, 0.5);
   EXPECT_EQ(report.folder, store() / "step_10");
+  EXPECT_TRUE(verify_checkpoint(report.folder / "").empty());  // with a slash at the end
   EXPECT_TRUE(report.notes.empty()) << joined(report.notes);
   expect_newest(10);
   const FoundCheckpoint found = find_latest_valid(store());

@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include <filesystem>
+#include <cstring>
 #include <set>
 
 #include "base/error.h"
@@ -8,6 +8,12 @@
 #include "loop/config_load.h"
 #include "loop/config_value.h"
 #include "loop/temp_dir.h"
+#include "model/precision.h"
+#include "policy/schedule.h"
+#include "rl/loss.h"
+#include "rl/presets.h"
+#include "rl/rewards.h"
+#include "rl/tasks.h"
 
 namespace lockstep::loop {
 namespace {
@@ -95,7 +101,8 @@ TEST_F(ConfigTest, wrong_values_say_what_is_expected) {
   refused("grpo: {seed: 99999999999999999999}", {"grpo.seed"});
   refused("grpo: {seed: null}", {"grpo.seed is null"});
   refused("grpo: {seed: }", {"grpo.seed is null"});
-  refused("grpo: {num_prompts_per_step: 0}", {"at least 1"});
+  refused("grpo: {num_prompts_per_step: 0}", {"from 1 up to 2147483647"});
+  refused("grpo: {num_prompts_per_step: 2147483648}", {"from 1 up to 2147483647"});
   refused("grpo: {val_at_start: maybe}", {"true or false"});
   refused("grpo: {val_at_start: 1}", {"true or false"});
   refused("policy: {precision: fp4}", {"policy.precision is fp4", "bf16, fp8"});
@@ -210,6 +217,46 @@ TEST_F(ConfigTest, table_is_sound) {
   }
 }
 
+// The names that the table offers are the names that the rooms take.
+TEST_F(ConfigTest, choices_are_those_of_the_rooms) {
+  RunConfig config;
+  for (const ConfigKey& key : config_keys(config))
+    for (const std::string& name : key.choices) {
+      SCOPED_TRACE(key.name + " " + name);
+      const auto is = [&](const char* end) {
+        return key.name.size() >= std::strlen(end) &&
+               key.name.compare(key.name.size() - std::strlen(end), std::string::npos, end) == 0;
+      };
+      if (is("adv_estimator.name")) {
+        EXPECT_NO_THROW(rl::preset(name, 8));
+      }
+      if (is("kl_type")) {
+        EXPECT_NO_THROW(rl::kl_type_from(name));
+      }
+      if (is("loss_agg")) {
+        EXPECT_NO_THROW(rl::loss_aggregation_from(name));
+      }
+      if (is("sampling_type")) {
+        EXPECT_NO_THROW(rl::importance_truncation_from(name));
+      }
+      if (is(".task") || is("mixture")) {
+        EXPECT_NO_THROW(rl::task_kind_from(name));
+      }
+      if (is("env.reward")) {
+        EXPECT_NO_THROW(rl::reward_kind_from(name));
+      }
+      if (is("precision")) {
+        EXPECT_NO_THROW(model::parse_precision(name, "k"));
+      }
+      if (is("recipe")) {
+        EXPECT_NO_THROW(model::parse_recipe(name, "k"));
+      }
+      if (is("scheduler.name")) {
+        EXPECT_NO_THROW(policy::parse_schedule(name, "k"));
+      }
+    }
+}
+
 TEST_F(ConfigTest, hash_and_differences_ignore_operational_keys) {
   RunConfig a, b;
   b.logger.log_dir = "elsewhere";
@@ -253,7 +300,7 @@ TEST_F(ConfigTest, checks_between_keys_name_the_keys) {
   bad([](RunConfig& c) { c.env.reward = "external"; }, "env.command");
   bad([](RunConfig& c) { c.env.reward = "regex"; }, "env.pattern");
   bad([](RunConfig& c) { c.policy.scheduler.min_lr = 1; }, "min_lr");
-  bad([](RunConfig& c) { c.data.train.digits_min = 9; }, "digits_min");
+  bad([](RunConfig& c) { c.data.train.digits_min = 3; }, "digits_min");
   RunConfig pre;
   EXPECT_THROW(validate_pretrain(pre), base::InputError);
   pre.pretrain.mixture = {{"sort", 1.0}};

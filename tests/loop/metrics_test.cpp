@@ -88,6 +88,7 @@ TEST_F(MetricsTest, malformed_rows_are_named_and_gaps_reported) {
   EXPECT_NE(truncate_metrics(path, 4).at(0).find("ends at step 1"), std::string::npos);
   EXPECT_EQ(truncate_metrics(dir / "new", 3).size(), 1u);
   EXPECT_TRUE(fs::exists(dir / "new"));
+  EXPECT_TRUE(truncate_metrics(dir / "killed_before_the_first_save", 0).empty());
 }
 
 TEST_F(MetricsTest, steps_must_rise) {

@@ -62,4 +62,21 @@ inline HfGolden load_hf_golden(const std::string& family) {
   return g;
 }
 
+// The reference as PyTorch computed the golden values: the model had been converted to BF16 and
+// back, which left the inverse rotary frequencies rounded to BF16.
+inline ReferenceModel golden_model(const HfGolden& g) {
+  ReferenceModel model = reference_model(g.weights);
+  for (double& f : model.inverse_frequencies)
+    f = static_cast<double>(numerics::round_bf16(static_cast<float>(f)));
+  return model;
+}
+
+// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one.
+inline std::string golden_norm_name(const std::string& name) {
+  const auto at = name.find(".experts.");
+  if (at == std::string::npos) return name;
+  const bool down = name.find("down_proj") != std::string::npos;
+  return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
+}
+
 }  // namespace lockstep::model

@@ -80,6 +80,7 @@ inline float contract_forward(const ContractSequence& seq, std::int64_t t, std::
             [&](std::int64_t i) { return b + i <= t ? seq.v_at(b + i, h, d) : Bf16{0}; });
       m = new_m;
     }
+    for (float& o : O) o = o + (o - o);
     const float total = (l[0] + l[1]) + (l[2] + l[3]);
     if (split == 0) {
       M = m;

@@ -56,7 +56,7 @@ TEST(Attention, HasTheBitsOfTheContractWhereSumsLeaveTheRange) {
   Rng rng(11);
   tensor::Arena arena;
   const Context ctx = context(arena, tensor::best_isa());
-  for (const std::int64_t length : {3, 40, 113, 130}) {
+  for (const std::int64_t length : {3, 40, 113, 128, 130}) {
     const AttentionCase x = attention_case(rng, {2, 1, 16, 2, 0.25}, {length});
     for (std::int64_t i = 0; i < length * 2 * 16; ++i) set_value(x.q_THK, i, 1.0);
     for (std::int64_t i = 0; i < length * 16; ++i) set_value(x.k_TJK, i, i < 2 * 16 ? 8.0 : 0.0);

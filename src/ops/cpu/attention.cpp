@@ -126,14 +126,13 @@ void add_block(const AttentionArgs& args, const StridedBf16& keys, const Strided
     for (std::int64_t d = 0; d < Kv; ++d) o_row[d] = o_row[d] * row[r].corr;
   }
   bf16_chain({scratch.p, kBlock, 1}, {values.data, 1, values.row_stride}, o, Kv, rows, Kv, count);
-  // The steps of zeros up to the end of the block: they turn -0 into +0 and infinity into NaN.
-  if (count <= kBlock - 16)
-    for (std::int64_t i = 0; i < rows * Kv; ++i) o[i] = o[i] + (o[i] - o[i]);
 }
 
-// Ends a split of rows [0, rows): merges (m, l, o) into the merged state.
-void merge_split(bool first_split, std::int64_t rows, std::int64_t Kv, float c, const float* o,
-                 float* merged, Row* row) {
+// Ends a split of rows [0, rows): merges (m, l, o) into the merged state, which for the first split
+// is o itself.
+void end_split(bool first_split, std::int64_t rows, std::int64_t Kv, float c, float* o,
+               float* merged, Row* row) {
+  for (std::int64_t i = 0; i < rows * Kv; ++i) o[i] = o[i] + (o[i] - o[i]);
   for (std::int64_t r = 0; r < rows; ++r) {
     Row& w = row[r];
     const float l = (w.l[0] + w.l[1]) + (w.l[2] + w.l[3]);
@@ -185,8 +184,8 @@ void run_tile(const AttentionArgs& args, const Scratch& scratch, std::int64_t s,
                 position + skipped - b + 1, rows - r0, c, scratch.q + r0 * K, scratch, o + r0 * Kv,
                 scratch.row + r0);
     }
-    merge_split(split == 0, rows - in_split, Kv, c, o + in_split * Kv,
-                scratch.merged + in_split * Kv, scratch.row + in_split);
+    end_split(split == 0, rows - in_split, Kv, c, o + in_split * Kv, scratch.merged + in_split * Kv,
+              scratch.row + in_split);
   }
 
   for (std::int64_t r = 0; r < rows; ++r) {

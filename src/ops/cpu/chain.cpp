@@ -37,51 +37,79 @@ struct RowSlice {
   alignas(64) std::int32_t swap[kSlice];  // offset of the plane that a positive product comes from
 };
 
-inline std::int16_t exponent_of(std::uint32_t magnitude) {
-  const std::uint32_t field = magnitude >> 7;
-  return static_cast<std::int16_t>(magnitude == 0 ? 0 : kNonzero + (field == 0 ? 1 : field));
+// Exponents of pairs of values; zero gives 0.
+inline VecI16 exponent_of(VecI pairs) {
+  const VecI16 magnitude = reinterpret_cast<VecI16>(pairs & 0x7FFF7FFF);
+  const VecI16 field = magnitude >> 7;
+  const VecI16 subnormal = (field == 0) & std::int16_t{1};
+  return (field + subnormal + std::int16_t{kNonzero}) & (magnitude != 0);
 }
-// Infinities become NaN.
-inline float magnitude_of(std::uint32_t magnitude) {
-  return numerics::bits_float(magnitude >= 0x7F80u ? 0x7FC00000u : magnitude << 16);
+// Magnitudes of values (without signs) as FP32; infinities become NaN.
+inline VecF magnitude_of(VecI value) {
+  const VecI bits = value << 16;
+  return reinterpret_cast<VecF>(value >= 0x7F80 ? VecI{} + 0x7FC00000 : bits);
 }
 
 [[gnu::noinline]] void unpack_columns(const StridedBf16& b, std::int64_t n0, int columns,
                                       std::int64_t k0, int depth, ColumnSlice& out) {
-  std::uint16_t raw[kSlice][kPanel];
-  if (columns < kPanel || depth < kSlice) std::memset(raw, 0, sizeof(raw));
+  alignas(64) std::uint32_t pair[kSlice / 2][kPanel];  // two k of a column side by side
+  if (columns < kPanel || depth < kSlice) std::memset(pair, 0, sizeof(pair));
   const Bf16* base = b.data + n0 * b.row_stride + k0 * b.k_stride;
-  if (b.row_stride == 1) {
-    for (int k = 0; k < depth; ++k)
-      std::memcpy(raw[k], base + k * b.k_stride, sizeof(Bf16) * static_cast<std::size_t>(columns));
-  } else {
-    for (int n = 0; n < columns; ++n)
-      for (int k = 0; k < depth; ++k) raw[k][n] = base[n * b.row_stride + k * b.k_stride].bits;
-  }
-  for (int k = 0; k < kSlice; k += 2)
-    for (int n = 0; n < kPanel; ++n) {
-      out.exponent[k / 2][n][0] = exponent_of(raw[k][n] & 0x7FFFu);
-      out.exponent[k / 2][n][1] = exponent_of(raw[k + 1][n] & 0x7FFFu);
+  if (b.k_stride == 1 && depth == kSlice) {
+    for (int n = 0; n < columns; ++n) {
+      std::uint32_t words[kSlice / 2];
+      std::memcpy(words, base + n * b.row_stride, sizeof(words));
+      for (int q = 0; q < kSlice / 2; ++q) pair[q][n] = words[q];
     }
-  for (int k = 0; k < kSlice; ++k)
-    for (int n = 0; n < kPanel; ++n) {
-      const float magnitude = magnitude_of(raw[k][n] & 0x7FFFu);
-      const bool negative = raw[k][n] > 0x7FFFu;
-      out.plane[k][0][n] = negative ? 0.0f : magnitude;
-      out.plane[k][1][n] = negative ? magnitude : 0.0f;
+  } else {
+    for (int k = 0; k < depth; ++k) {
+      const Bf16* from = base + k * b.k_stride;
+      const int shift = 16 * (k % 2);
+      std::uint32_t* to = pair[k / 2];
+      if (shift == 0)
+        for (int n = 0; n < columns; ++n) to[n] = from[n * b.row_stride].bits;
+      else
+        for (int n = 0; n < columns; ++n)
+          to[n] |= static_cast<std::uint32_t>(from[n * b.row_stride].bits) << 16;
+    }
+  }
+  for (int q = 0; q < kSlice / 2; ++q)
+    for (int n = 0; n < kPanel; n += kLanes) {
+      const VecI pairs = load<VecI>(&pair[q][n]);
+      store(out.exponent[q][n], exponent_of(pairs));
+      for (int j = 0; j < 2; ++j) {
+        const VecI value = pairs >> (16 * j);
+        const VecI negative = (value << 16) >> 31;
+        const VecI magnitude = reinterpret_cast<VecI>(magnitude_of(value & 0x7FFF));
+        alignas(64) float sides[2][kLanes];
+        store(sides[0], magnitude & ~negative);
+        store(sides[1], magnitude & negative);
+        for (int side = 0; side < 2; ++side)
+          for (int h = 0; h < 2; ++h)
+            store(&out.plane[2 * q + j][side][n + h * kHalf],
+                  __builtin_convertvector(load<HalfF>(sides[side] + h * kHalf), VecD));
+      }
     }
 }
 
 inline void unpack_row(const Bf16* a, std::int64_t k_stride, int depth, RowSlice& out) {
-  std::uint16_t raw[kSlice];
+  alignas(64) std::uint16_t raw[kSlice];
   if (depth == kSlice && k_stride == 1) {
     std::memcpy(raw, a, sizeof(raw));
   } else {
     for (int k = 0; k < kSlice; ++k) raw[k] = k < depth ? a[k * k_stride].bits : 0;
   }
-  for (int k = 0; k < kSlice; ++k) out.exponent[k] = exponent_of(raw[k] & 0x7FFFu);
-  for (int k = 0; k < kSlice; ++k) out.magnitude[k] = magnitude_of(raw[k] & 0x7FFFu);
-  for (int k = 0; k < kSlice; ++k) out.swap[k] = (raw[k] >> 15) * kPanel;
+  using Pairs = std::uint16_t __attribute__((vector_size(kLanes * 2)));
+  alignas(64) float magnitude[kSlice];
+  for (int k = 0; k < kSlice; k += 2 * kLanes)
+    store(out.exponent + k, exponent_of(load<VecI>(raw + k)));
+  for (int k = 0; k < kSlice; k += kLanes) {
+    const VecI value = __builtin_convertvector(load<Pairs>(raw + k), VecI);
+    store(magnitude + k, magnitude_of(value & 0x7FFF));
+    store(out.swap + k, (value >> 15) * kPanel);
+  }
+  for (int k = 0; k < kSlice; k += kHalf)
+    store(out.magnitude + k, __builtin_convertvector(load<HalfF>(magnitude + k), VecD));
 }
 
 // One step of one row against a panel; c_P holds kPanel results. Rounds toward zero.
@@ -112,8 +140,8 @@ inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, float* c_P
     const VecD origin = reinterpret_cast<VecD>(exponent << 52);
     const HalfF c = load<HalfF>(c_P + v * kHalf);
     const VecD c_or_nan = __builtin_convertvector(c + (c - c), VecD);  // infinity becomes NaN
-    positive[v] = origin + (c_or_nan < 0.0 ? VecD{} : c_or_nan);
-    negative[v] = origin + (c_or_nan < 0.0 ? -c_or_nan : VecD{});
+    positive[v] = origin + above_zero(c_or_nan);
+    negative[v] = origin - below_zero(c_or_nan);
   }
 
   // 3. Truncated products.

@@ -21,26 +21,42 @@ using numerics::Fp8;
 constexpr int kStep = 32;
 constexpr int kVectors = 4;                // vectors of FP32 across a panel
 constexpr int kPanel = kVectors * kLanes;  // columns of a panel
-constexpr int kNonzero = 64;               // lifts sums of two exponents above all others
 constexpr std::int32_t kExponentField = 0x7F800000;
 
-// How the bits of a code make a number.
+// How the codes of one operand make numbers: value = bits(code << shift + rebias) for normal codes.
+// An exponent is stored as a byte, `lift` above its field, and zero as 0; the lifts of the two
+// operands make the sum of two exponents that of an FP32 number, and sums with a zero come out
+// below all others.
 struct Format {
-  int mantissa_bits, bias;
-  std::uint32_t first_nonfinite;
+  int mantissa_bits, bias, lift;
+  std::int32_t first_nonfinite;
 };
-Format format_of(tensor::DType dtype) {
-  return dtype == tensor::DType::kE4m3 ? Format{3, 7, 0x7F} : Format{2, 15, 0x7C};
+Format format_of(tensor::DType dtype, tensor::DType other, bool is_a) {
+  const auto bias = [](tensor::DType x) { return x == tensor::DType::kE4m3 ? 7 : 15; };
+  const int lift = 127 - bias(dtype) - bias(other) + (is_a ? 1 : 0);
+  if (dtype == tensor::DType::kE4m3) return {3, 7, lift / 2, 0x7F};
+  return {2, 15, lift / 2, 0x7C};
 }
 
-inline std::uint8_t exponent_of(const Format& format, std::uint32_t magnitude) {
-  const std::uint32_t field = magnitude >> format.mantissa_bits;
-  return static_cast<std::uint8_t>(magnitude == 0 ? 0 : kNonzero + (field == 0 ? 1 : field));
+// Magnitudes of codes without their signs. No subnormal FP32 number is touched (that is slow).
+inline VecF magnitude_of(const Format& format, VecI code) {
+  const VecF one = reinterpret_cast<VecF>((VecI{} + 127 - format.bias) << 23);
+  const VecI bits = (code << (23 - format.mantissa_bits)) + reinterpret_cast<VecI>(one);
+  const VecF normal = reinterpret_cast<VecF>(bits);
+  const VecF subnormal = (normal + normal) - (one + one);
+  const VecF value = code < (1 << format.mantissa_bits) ? subnormal : normal;
+  return code >= format.first_nonfinite ? reinterpret_cast<VecF>(VecI{} + 0x7FC00000) : value;
 }
-inline float magnitude_of(const Format& format, std::uint32_t magnitude) {
-  const float value = numerics::bits_float(magnitude << (23 - format.mantissa_bits)) *
-                      numerics::bits_float(static_cast<std::uint32_t>(254 - format.bias) << 23);
-  return magnitude >= format.first_nonfinite ? numerics::bits_float(0x7FC00000u) : value;
+
+// Exponent bytes of code bytes. V: a vector of bytes, I: the same vector as int32.
+template <typename V, typename I>
+inline V exponent_of(const Format& format, V code) {
+  const V magnitude = code & std::uint8_t{0x7F};
+  const V field = reinterpret_cast<V>(reinterpret_cast<I>(magnitude) >> format.mantissa_bits) &
+                  static_cast<std::uint8_t>(0x7F >> format.mantissa_bits);
+  const V subnormal = reinterpret_cast<V>(field == 0) & std::uint8_t{1};
+  const V lifted = field + subnormal + static_cast<std::uint8_t>(format.lift);
+  return lifted & reinterpret_cast<V>(magnitude != 0);
 }
 
 struct ColumnStep {
@@ -56,7 +72,7 @@ struct RowStep {
 // `columns` rows of b, `depth` codes each, to a panel; the rest is zero.
 [[gnu::noinline]] void unpack_columns(const Format& format, const Fp8* b, std::int64_t b_stride,
                                       int columns, int depth, ColumnStep& out) {
-  std::uint32_t quad[kStep / 4][kPanel];
+  alignas(64) std::uint32_t quad[kStep / 4][kPanel];  // four k of a column side by side
   if (columns < kPanel) std::memset(quad, 0, sizeof(quad));
   for (int n = 0; n < columns; ++n) {
     std::uint32_t words[kStep / 4] = {};
@@ -66,38 +82,41 @@ struct RowStep {
       std::memcpy(words, b + n * b_stride, static_cast<std::size_t>(depth));
     for (int q = 0; q < kStep / 4; ++q) quad[q][n] = words[q];
   }
-  for (int q = 0; q < kStep / 4; ++q) {
-    const Fp8* codes = reinterpret_cast<const Fp8*>(quad[q]);
-    std::uint8_t* exponents = out.exponent[q][0];
-    for (int i = 0; i < 4 * kPanel; ++i) exponents[i] = exponent_of(format, codes[i] & 0x7Fu);
-    for (int j = 0; j < 4; ++j) {
-      float(&plane)[2][kPanel] = out.plane[4 * q + j];
-      for (int n = 0; n < kPanel; ++n) {
-        const std::uint32_t code = quad[q][n] >> (8 * j);
-        const float magnitude = magnitude_of(format, code & 0x7Fu);
-        const bool negative = (code & 0x80u) != 0;
-        plane[0][n] = negative ? 0.0f : magnitude;
-        plane[1][n] = negative ? magnitude : 0.0f;
+  for (int q = 0; q < kStep / 4; ++q)
+    for (int n = 0; n < kPanel; n += kLanes) {
+      const VecI codes = load<VecI>(&quad[q][n]);
+      store(out.exponent[q][n], exponent_of<VecU8, VecI>(format, reinterpret_cast<VecU8>(codes)));
+      for (int j = 0; j < 4; ++j) {
+        const VecI code = codes >> (8 * j);
+        const VecI negative = (code << 24) >> 31;
+        const VecI magnitude = reinterpret_cast<VecI>(magnitude_of(format, code & 0x7F));
+        store(&out.plane[4 * q + j][0][n], magnitude & ~negative);
+        store(&out.plane[4 * q + j][1][n], magnitude & negative);
       }
     }
-  }
 }
 
 inline void unpack_row(const Format& format, const Fp8* a, int depth, RowStep& out) {
-  Fp8 codes[kStep];
-  if (depth == kStep) {
-    std::memcpy(codes, a, kStep);
-  } else {
-    for (int k = 0; k < kStep; ++k) codes[k] = k < depth ? a[k] : 0;
+  constexpr int kBytes = kVectorBytes < kStep ? kVectorBytes : kStep;
+  using Bytes = std::uint8_t __attribute__((vector_size(kBytes)));
+  using Words = std::int32_t __attribute__((vector_size(kBytes)));
+  using Some = std::uint8_t __attribute__((vector_size(kLanes)));
+  alignas(64) Fp8 padded[kStep] = {};
+  if (depth < kStep) {
+    for (int k = 0; k < depth; ++k) padded[k] = a[k];
+    a = padded;
   }
-  for (int k = 0; k < kStep; ++k) out.exponent[k] = exponent_of(format, codes[k] & 0x7Fu);
-  for (int k = 0; k < kStep; ++k) out.magnitude[k] = magnitude_of(format, codes[k] & 0x7Fu);
-  for (int k = 0; k < kStep; ++k) out.swap[k] = (codes[k] >> 7) * kPanel;
+  for (int k = 0; k < kStep; k += kBytes)
+    store(out.exponent + k, exponent_of<Bytes, Words>(format, load<Bytes>(a + k)));
+  for (int k = 0; k < kStep; k += kLanes) {
+    const VecI code = __builtin_convertvector(load<Some>(a + k), VecI);
+    store(out.magnitude + k, magnitude_of(format, code & 0x7F));
+    store(out.swap + k, (code >> 7) * kPanel);
+  }
 }
 
 // One step of one row against a panel: part_P = step(a, b, part_P). Rounds toward zero.
-inline void row_step(const RowStep& a, const ColumnStep& b, std::int32_t exponent_offset,
-                     float* part_P) {
+inline void row_step(const RowStep& a, const ColumnStep& b, float* part_P) {
   // 1. The largest exponent of the products, four k side by side.
   VecU8 top[kVectors] = {};
   for (int q = 0; q < kStep / 4; ++q) {
@@ -116,11 +135,11 @@ inline void row_step(const RowStep& a, const ColumnStep& b, std::int32_t exponen
     const VecI one = reinterpret_cast<VecI>(
         max(reinterpret_cast<VecU8>(two), reinterpret_cast<VecU8>(two >> 8)));
     const VecF c = load<VecF>(part_P + v * kLanes);
-    const VecI of_product = ((one & 0xFF) - exponent_offset) << 23;
+    const VecI of_product = (one & 0xFF) << 23;
     const VecI of_c = reinterpret_cast<VecI>(c) & kExponentField;
     const VecF origin = reinterpret_cast<VecF>(max(of_product, of_c) + (10 << 23));
-    positive[v] = origin + (c < 0.0f ? VecF{} : c);
-    negative[v] = origin + (c < 0.0f ? -c : VecF{});
+    positive[v] = origin + above_zero(c);
+    negative[v] = origin - below_zero(c);
   }
 
   // 3. Truncated products.
@@ -144,12 +163,11 @@ inline void row_step(const RowStep& a, const ColumnStep& b, std::int32_t exponen
 
 // One step of all rows. Rounds toward zero.
 [[gnu::noinline]] void run_step(const Format& format, const Fp8* a, std::int64_t a_stride,
-                                int depth, const ColumnStep& b, std::int32_t exponent_offset,
-                                int rows, float* part) {
+                                int depth, const ColumnStep& b, int rows, float* part) {
   for (int m = 0; m < rows; ++m) {
     RowStep row;
     unpack_row(format, a + m * a_stride, depth, row);
-    row_step(row, b, exponent_offset, part + m * kPanel);
+    row_step(row, b, part + m * kPanel);
   }
 }
 
@@ -198,7 +216,6 @@ void run_tile(const Operands& x, const Tile& tile, float* acc) {
   alignas(64) float part[Tiling::kTileRows * kPanel];
   ColumnStep slice;
   const std::size_t bytes = sizeof(float) * kPanel * static_cast<std::size_t>(tile.rows);
-  const std::int32_t exponent_offset = 2 * kNonzero + x.a_format.bias + x.b_format.bias - 127;
   const Fp8* a = x.a + tile.row * x.a_stride;
   const Fp8* b = x.b + tile.column * x.b_stride;
   std::memset(acc, 0, bytes);
@@ -208,7 +225,7 @@ void run_tile(const Operands& x, const Tile& tile, float* acc) {
     unpack_columns(x.b_format, b + k0, x.b_stride, tile.columns, depth, slice);
     {
       const RoundTowardZero mode;
-      run_step(x.a_format, a + k0, x.a_stride, depth, slice, exponent_offset, tile.rows, part);
+      run_step(x.a_format, a + k0, x.a_stride, depth, slice, tile.rows, part);
     }
     if ((k0 + kStep) % numerics::kQuantBlock == 0 || k0 + kStep >= x.K)
       add_part(x, tile, k0 / numerics::kQuantBlock, part, acc);
@@ -232,8 +249,8 @@ void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
     const Tile tile = tiling.at(t);
     const std::int64_t e = tile.expert, row = tiling.first_row(e);
     const bool block = a.scaling == Scaling::kBlock;
-    const Operands x{format_of(a.codes_MK.dtype),
-                     format_of(b.codes_ENK.dtype),
+    const Operands x{format_of(a.codes_MK.dtype, b.codes_ENK.dtype, true),
+                     format_of(b.codes_ENK.dtype, a.codes_MK.dtype, false),
                      a.codes_MK.fp8() + row * K,
                      b.codes_ENK.fp8() + e * N * K,
                      K,
@@ -268,8 +285,8 @@ void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Colu
     const std::int64_t e = tile.expert, first = padded[e];
     const bool block = dy.scaling == Scaling::kBlock;
     const std::int64_t scales = block ? first / numerics::kQuantBlock : e;
-    const Operands operands{format_of(dy.codes_NR.dtype),
-                            format_of(x.codes_NR.dtype),
+    const Operands operands{format_of(dy.codes_NR.dtype, x.codes_NR.dtype, true),
+                            format_of(x.codes_NR.dtype, dy.codes_NR.dtype, false),
                             dy.codes_NR.fp8() + first,
                             x.codes_NR.fp8() + first,
                             R,

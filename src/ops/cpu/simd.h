@@ -77,6 +77,53 @@ inline VecI16 max(VecI16 a, VecI16 b) {
 #endif
 }
 
+// max(x, 0) and min(x, 0); a NaN stays one. (The masked forms are whole: GCC 12 warns of the plain
+// ones.)
+inline VecF above_zero(VecF x) {
+#if defined(__AVX512F__)
+  return _mm512_mask_max_ps(x, 0xFFFF, VecF{}, x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(VecF{}, x);
+#elif defined(__SSE2__)
+  return _mm_max_ps(VecF{}, x);
+#else
+  return x < 0.0f ? VecF{} : x;
+#endif
+}
+inline VecF below_zero(VecF x) {
+#if defined(__AVX512F__)
+  return _mm512_mask_min_ps(x, 0xFFFF, VecF{}, x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(VecF{}, x);
+#elif defined(__SSE2__)
+  return _mm_min_ps(VecF{}, x);
+#else
+  return x > 0.0f ? VecF{} : x;
+#endif
+}
+inline VecD above_zero(VecD x) {
+#if defined(__AVX512F__)
+  return _mm512_mask_max_pd(x, 0xFF, VecD{}, x);
+#elif defined(__AVX2__)
+  return _mm256_max_pd(VecD{}, x);
+#elif defined(__SSE2__)
+  return _mm_max_pd(VecD{}, x);
+#else
+  return x < 0.0 ? VecD{} : x;
+#endif
+}
+inline VecD below_zero(VecD x) {
+#if defined(__AVX512F__)
+  return _mm512_mask_min_pd(x, 0xFF, VecD{}, x);
+#elif defined(__AVX2__)
+  return _mm256_min_pd(VecD{}, x);
+#elif defined(__SSE2__)
+  return _mm_min_pd(VecD{}, x);
+#else
+  return x > 0.0 ? VecD{} : x;
+#endif
+}
+
 // a*b + c where a*b is exact, so that one rounding and two are the same.
 inline VecF multiply_add(VecF a, VecF b, VecF c) {
 #if defined(__AVX512F__)

@@ -12,7 +12,7 @@ namespace lockstep::ops::cpu::LOCKSTEP_ISA {
 namespace {
 
 constexpr int kBlock = numerics::kVocabBlock;
-constexpr int kLanes = 16;
+constexpr int kLanes = 32;  // above what gcc unrolls completely, so that it vectorises instead
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kFloor = -128.0f;  // exp2(kFloor * LOG2E) = 0, and so is all below
@@ -65,19 +65,19 @@ std::int64_t block_count(const Row& row) { return (row.V + kBlock - 1) / kBlock;
 // Largest z, never -0; NaN for a broken row.
 float row_max(const Row& row) {
   float lane[kLanes];
-  std::uint32_t nan[kLanes] = {};
+  std::int32_t nan[kLanes] = {};
   for (int l = 0; l < kLanes; ++l) lane[l] = -kInfinity;
   const std::int64_t whole = row.V / kLanes * kLanes;
   for (std::int64_t v = 0; v < whole; v += kLanes)
     for (int l = 0; l < kLanes; ++l) {
       const float z = row.z(v + l);
       lane[l] = z > lane[l] ? z : lane[l];
-      nan[l] |= z != z ? 1u : 0u;
+      nan[l] = z != z ? 1 : nan[l];
     }
   for (std::int64_t v = whole; v < row.V; ++v) {
     const float z = row.z(v);
     lane[0] = z > lane[0] ? z : lane[0];
-    nan[0] |= z != z ? 1u : 0u;
+    nan[0] = z != z ? 1 : nan[0];
   }
   bool broken = false;
   float max = -kInfinity;
