@@ -170,7 +170,7 @@ TEST_P(Invariance, AfterPreemption) {
 TEST_P(Invariance, OverThreadsAndInstructionSets) {
   tensor::Context ctx = model_->ctx;
   ctx.threads = 2;
-  expect_same(run(*model_, {}, first(16), nullptr, &ctx), alone_, "two threads");
+  expect_same(run(*model_, {}, first(8), nullptr, &ctx), alone_, "two threads");
   for (const tensor::Isa isa : {tensor::Isa::kPortable, tensor::Isa::kAvx2, tensor::Isa::kAvx512}) {
     if (!tensor::isa_supported(isa)) continue;
     ctx.isa = isa;
