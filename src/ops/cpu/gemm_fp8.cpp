@@ -51,11 +51,13 @@ inline VecF magnitude_of(const Format& format, VecI code) {
 // Exponent bytes of code bytes. V: a vector of bytes, I: the same vector as int32.
 template <typename V, typename I>
 inline V exponent_of(const Format& format, V code) {
+  const std::uint8_t field_mask = static_cast<std::uint8_t>(0x7F >> format.mantissa_bits);
+  const std::uint8_t lift = static_cast<std::uint8_t>(format.lift);
   const V magnitude = code & std::uint8_t{0x7F};
-  const V field = reinterpret_cast<V>(reinterpret_cast<I>(magnitude) >> format.mantissa_bits) &
-                  static_cast<std::uint8_t>(0x7F >> format.mantissa_bits);
+  const V field =
+      reinterpret_cast<V>(reinterpret_cast<I>(magnitude) >> format.mantissa_bits) & field_mask;
   const V subnormal = reinterpret_cast<V>(field == 0) & std::uint8_t{1};
-  const V lifted = field + subnormal + static_cast<std::uint8_t>(format.lift);
+  const V lifted = field + subnormal + lift;
   return lifted & reinterpret_cast<V>(magnitude != 0);
 }
 
