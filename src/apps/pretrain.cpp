@@ -17,6 +17,7 @@ void add_pretrain(CLI::App& app) {
   verb->callback([] {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
+    make_room(options, config);
     fmt::print("{}\n", loop::config_to_yaml(config));
     const loop::PretrainSummary s = loop::run_pretrain(config, loop::parse_resume(options.resume));
     fmt::print("\n{} after {} steps, {:.1f} s\nloss: {:.4f} -> {:.4f}",

@@ -30,6 +30,7 @@ void add_rl(CLI::App& app) {
   verb->callback([] {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
+    make_room(options, config);
     fmt::print("{}\n", loop::config_to_yaml(config));
     print_summary(loop::run_rl(config, loop::parse_resume(options.resume)));
   });

@@ -16,18 +16,23 @@ void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
 void add_doctor(CLI::App& app);
 
-// --config, dotted overrides, --resume and --keys of a verb that runs something.
+// --config, dotted overrides, --resume, --fresh and --keys of a verb that runs something.
 struct RunOptions {
   std::vector<std::string> configs, overrides;
   std::string resume = "never";
-  bool keys = false;
+  bool fresh = false;
+  bool keys = false, markdown = false;
 };
 void add_run_options(CLI::App& verb, RunOptions& options);
 
 // True when --keys was asked for: the keys have been printed and there is nothing to run.
 bool print_keys(const RunOptions& options);
 
-// The configuration of these options; prints it in full to standard output when `print`.
+// The configuration of these options.
 loop::RunConfig read_config(const RunOptions& options);
+
+// With --fresh: a run that stands in logger.log_dir is renamed to log_dir.1, .2, ... and named on
+// standard output. SystemError while another process has it.
+void make_room(const RunOptions& options, const loop::RunConfig& config);
 
 }  // namespace lockstep::apps

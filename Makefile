@@ -1,0 +1,59 @@
+# make build | demo | test | bench | format | tidy | clean    (make help)
+JOBS ?= $(shell nproc)
+SOURCES = $(shell git ls-files '*.h' '*.cpp')
+
+.PHONY: help setup build demo test test-asan test-tsan bench format tidy clean
+
+help:
+	@echo "make build      set up and build build/lockstep"
+	@echo "make demo       set up, build, and teach a small model by reinforcement learning"
+	@echo "make test       set up, build everything, run all tests"
+	@echo "make test-asan  the fast tests under AddressSanitizer and UBSan (test-tsan: threads)"
+	@echo "make bench      build and run the benchmarks"
+	@echo "make format     clang-format on all sources;  make tidy: clang-tidy"
+	@echo "make clean      remove the build folders (runs/ stays)"
+
+setup:
+	@tools/setup.sh
+
+# cmake runs again by itself when its files change.
+configure = cmake --preset $(1) >/dev/null || { echo "cmake --preset $(1) failed, see above" >&2; exit 1; }
+build/build.ninja: | setup
+	@$(call configure,cpu)
+build-%/build.ninja: | setup
+	@$(call configure,$*)
+
+build: setup build/build.ninja
+	@cmake --build build --target lockstep -j $(JOBS)
+
+# A run that already stands in runs/demo is kept as runs/demo.1, .2, ...
+demo: build
+	build/lockstep rl --config configs/demo.yaml $(if $(wildcard runs/demo/config.yaml),--fresh)
+
+test: setup build/build.ninja
+	@cmake --build build -j $(JOBS)
+	@tools/run_tests.sh build -j $(JOBS)
+
+test-asan: setup build-asan/build.ninja
+	@cmake --build build-asan -j $(JOBS)
+	@tools/run_tests.sh build-asan -L cpu -j $(JOBS)
+
+# libgomp is not instrumented: what it does inside is left out.
+test-tsan: setup build-tsan/build.ninja
+	@cmake --build build-tsan -j $(JOBS)
+	@TSAN_OPTIONS=ignore_noninstrumented_modules=1 tools/run_tests.sh build-tsan -L cpu -j $(JOBS)
+
+bench:
+	@tools/setup.sh bench
+	@$(call configure,bench)
+	@cmake --build build-bench -j $(JOBS)
+	@for b in $$(find build-bench/bench -maxdepth 1 -name '*_bench' -type f); do echo "$$b"; "$$b" || exit 1; done
+
+format:
+	@clang-format -i $(SOURCES)
+
+tidy: build/build.ninja
+	@clang-tidy -p build --quiet $(filter src/%.cpp,$(SOURCES))
+
+clean:
+	rm -rf build build-asan build-tsan build-bench build-cuda

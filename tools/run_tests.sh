@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs ctest on a build folder and ends with one line: "N passed, N failed".
+# Usage: tools/run_tests.sh FOLDER [ctest options]
+set -uo pipefail
+
+folder=$1
+shift
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+ctest --test-dir "$folder" --output-on-failure --no-tests=error --progress "$@" 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+# ctest: "98% tests passed, 2 tests failed out of 100"
+read -r failed total < <(sed -n 's/.*passed, \([0-9]*\) tests failed out of \([0-9]*\).*/\1 \2/p' "$log")
+if [[ -z "${total:-}" ]]; then
+  echo "no test ran, see above"
+  exit 1
+fi
+echo "$((total - failed)) passed, $failed failed"
+exit "$status"
