@@ -38,6 +38,17 @@ void print_final_values(const std::vector<loop::RunData>& runs) {
   }
 }
 
+// Metrics that one run recorded at a step where the other did not.
+void print_missing(const std::string& has, const std::string& lacks,
+                   const std::vector<std::string>& metrics) {
+  constexpr std::size_t kNamed = 5;
+  if (metrics.empty()) return;
+  const std::size_t named = std::min(metrics.size(), kNamed);
+  fmt::print("recorded by {} and not by {} at the same step: {}{}\n", has, lacks,
+             fmt::join(metrics.begin(), metrics.begin() + static_cast<std::ptrdiff_t>(named), ", "),
+             metrics.size() > named ? fmt::format(" and {} more", metrics.size() - named) : "");
+}
+
 // Returns whether the two runs are equal to the bit, timings aside.
 bool print_differences(const loop::RunData& a, const loop::RunData& b) {
   const auto config = loop::config_differences_of(a, b);
@@ -57,9 +68,18 @@ bool print_differences(const loop::RunData& a, const loop::RunData& b) {
              weights == metrics.end()
                  ? "equal at every common step"
                  : fmt::format("first different after step {}", weights->step));
+  std::vector<std::string> only_a, only_b;
   fmt::print("first step at which each metric differs in a bit:\n");
-  for (const loop::MetricDifference& d : metrics)
-    fmt::print("  step {:<6} {:<44} {} | {}\n", d.step, d.metric, d.a, d.b);
+  for (const loop::MetricDifference& d : metrics) {
+    if (d.a == "-" && d.metric != "step")
+      only_b.push_back(d.metric);
+    else if (d.b == "-" && d.metric != "step")
+      only_a.push_back(d.metric);
+    else
+      fmt::print("  step {:<6} {:<44} {} | {}\n", d.step, d.metric, d.a, d.b);
+  }
+  print_missing(a.name, b.name, only_a);
+  print_missing(b.name, a.name, only_b);
   return false;
 }
 

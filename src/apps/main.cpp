@@ -7,6 +7,10 @@
 #include "apps/verbs.h"
 #include "base/error.h"
 
+// Exit codes: 0 done, 1 a verb's "no" (compare --require-equal, doctor), 2 bad input, 3 the world
+// failed, 4 a defect.
+constexpr int kBadInput = 2;
+
 int main(int argc, char** argv) {
   CLI::App app(
       "Lockstep: reinforcement learning of mixture-of-experts models in FP8, policy and rollout "
@@ -16,14 +20,23 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", LOCKSTEP_VERSION);
   lockstep::apps::add_pretrain(app);
   lockstep::apps::add_rl(app);
+  lockstep::apps::add_compare(app);
+  lockstep::apps::add_report(app);
+  lockstep::apps::add_doctor(app);
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+    fmt::print(stderr, "lockstep: there is no verb '{}'; lockstep --help lists them\n", argv[1]);
+    return kBadInput;
+  }
   try {
     app.parse(argc, argv);
     return 0;
+  } catch (const CLI::RuntimeError& e) {  // a verb's own exit code
+    return e.get_exit_code();
   } catch (const CLI::ParseError& e) {
-    return app.exit(e);
+    return app.exit(e) == 0 ? 0 : kBadInput;  // 0: --help, --version
   } catch (const lockstep::base::InputError& e) {
     fmt::print(stderr, "lockstep: {}\n", e.what());
-    return 2;
+    return kBadInput;
   } catch (const lockstep::base::SystemError& e) {
     fmt::print(stderr, "lockstep: {}\n", e.what());
     return 3;

@@ -1,0 +1,121 @@
+// The command line as a user meets it: runs the built binary.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "loop/config_load.h"
+#include "loop/report_run.h"
+#include "loop/temp_dir.h"
+
+namespace lockstep {
+namespace {
+
+struct Outcome {
+  int code = -1;
+  std::string text;  // standard output and error together
+};
+
+Outcome lockstep(const std::string& arguments, const std::string& environment = "") {
+  const std::string command =
+      environment + " '" LOCKSTEP_BINARY "' " + arguments + " 2>&1 </dev/null";
+  Outcome out;
+  FILE* pipe = ::popen(command.c_str(), "r");
+  if (pipe == nullptr) return out;
+  std::array<char, 4096> buffer;
+  for (std::size_t n; (n = ::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
+    out.text.append(buffer.data(), n);
+  const int status = ::pclose(pipe);
+  out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return out;
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+struct Cli : TempDirTest {
+  std::string path(const std::string& name) const { return "'" + (dir / name).string() + "'"; }
+};
+
+TEST_F(Cli, EveryVerbHasHelpWithAnExample) {
+  const Outcome all = lockstep("--help");
+  EXPECT_EQ(all.code, 0);
+  for (const char* verb : {"pretrain", "rl", "compare", "report", "doctor"}) {
+    EXPECT_TRUE(holds(all.text, verb)) << verb;
+    const Outcome help = lockstep(std::string(verb) + " --help");
+    EXPECT_EQ(help.code, 0) << verb;
+    EXPECT_TRUE(holds(help.text, std::string("Example: lockstep ") + verb)) << help.text;
+  }
+}
+
+TEST_F(Cli, BadInputEndsWithCode2AndSaysWhatToDo) {
+  put("unknown.yaml", "grpo:\n  num_prompt_per_step: 4\n");
+  put("twice.yaml", "grpo:\n  seed: 1\n  seed: 2\n");
+  const struct {
+    std::string arguments, message;
+  } cases[] = {
+      {"frobnicate", "frobnicate"},
+      {"rl --no-such-option", "no-such-option"},
+      {"rl --config " + path("absent.yaml"), "absent.yaml"},
+      {"rl --config " + path("unknown.yaml"), "did you mean"},
+      {"rl --config " + path("twice.yaml"), "grpo.seed"},
+      {"rl policy.optimizer.lr=fast", "policy.optimizer.lr"},
+      {"rl --fresh --resume auto logger.log_dir=" + path("run"), "--fresh"},
+      {"rl --markdown", "--keys"},
+      {"report " + path("absent"), "metrics.jsonl"},
+      {"compare " + path("absent"), "two runs"},
+  };
+  for (const auto& c : cases) {
+    const Outcome out = lockstep(c.arguments);
+    EXPECT_EQ(out.code, 2) << c.arguments << "\n" << out.text;
+    EXPECT_TRUE(holds(out.text, c.message)) << c.arguments << "\n" << out.text;
+  }
+}
+
+TEST_F(Cli, KeysListsEveryKeyAndTheDocumentIsCurrent) {
+  const Outcome keys = lockstep("rl --keys");
+  EXPECT_EQ(keys.code, 0);
+  EXPECT_TRUE(holds(keys.text, "policy.fp8_cfg.recipe"));
+  EXPECT_EQ(lockstep("rl --keys --markdown").text, loop::config_markdown());
+  EXPECT_TRUE(holds(slurp(LOCKSTEP_SOURCE_DIR "/docs/configuration.md"), loop::config_markdown()))
+      << "run: build/lockstep rl --keys --markdown, and put it into docs/configuration.md";
+}
+
+TEST_F(Cli, CompareRequireEqualTellsEqualRunsFromOthers) {
+  loop::write_rl_run(dir / "a", 3);
+  loop::write_rl_run(dir / "b", 3);
+  loop::write_rl_run(dir / "c", 3, 0.75);
+  const Outcome equal = lockstep("compare --require-equal " + path("a") + " " + path("b"));
+  EXPECT_EQ(equal.code, 0) << equal.text;
+  EXPECT_TRUE(holds(equal.text, "equal to the bit in all 3 steps"));
+  const Outcome other = lockstep("compare --require-equal " + path("a") + " " + path("c"));
+  EXPECT_EQ(other.code, 1) << other.text;
+  EXPECT_TRUE(holds(other.text, "train/reward"));
+  const Outcome page =
+      lockstep("compare " + path("a") + " " + path("c") + " --output " + path("page.html"));
+  EXPECT_EQ(page.code, 0) << page.text;
+  EXPECT_TRUE(std::filesystem::exists(dir / "page.html"));
+}
+
+TEST_F(Cli, ReportNamesItsFile) {
+  loop::write_rl_run(dir / "a", 3);
+  const Outcome out = lockstep("report " + path("a"));
+  EXPECT_EQ(out.code, 0) << out.text;
+  EXPECT_TRUE(holds(out.text, "report.html"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "a" / "report.html"));
+}
+
+TEST_F(Cli, DoctorIsWellHereAndNamesABadVariable) {
+  const Outcome well = lockstep("doctor", "LOCKSTEP_CPU_ISA=");
+  EXPECT_EQ(well.code, 0) << well.text;
+  EXPECT_TRUE(holds(well.text, "equal by bytes"));
+  const Outcome bad = lockstep("doctor", "LOCKSTEP_CPU_ISA=sse9");
+  EXPECT_NE(bad.code, 0);
+  EXPECT_TRUE(holds(bad.text, "LOCKSTEP_CPU_ISA=sse9")) << bad.text;
+}
+
+}  // namespace
+}  // namespace lockstep
