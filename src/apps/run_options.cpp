@@ -9,7 +9,7 @@ namespace lockstep::apps {
 
 void add_run_options(CLI::App& verb, RunOptions& options) {
   verb.add_option("-c,--config", options.configs, "YAML file; several are merged in order")
-      ->take_all();
+      ->allow_extra_args(false);
   verb.add_option("--resume", options.resume,
                   "auto: go on after the newest valid checkpoint of logger.log_dir; never; or a "
                   "checkpoint folder")

@@ -255,7 +255,9 @@ bool check_replaceable(const fs::path& folder) {
   if (!fs::is_directory(folder, error))
     fail<InputError>("{} is not a folder; choose another place for the checkpoint",
                      folder.string());
-  for (const auto& entry : fs::directory_iterator(folder))
+  fs::directory_iterator entries(folder, error);
+  if (error) fail<SystemError>("cannot list {}: {}", folder.string(), error.message());
+  for (const auto& entry : entries)
     if (!ours.count(entry.path().filename()))
       fail<InputError>("{} holds {}, which is no part of a checkpoint; choose an empty folder",
                        folder.string(), entry.path().filename().string());

@@ -276,7 +276,9 @@ ModelConfig parse_hf_config(const json& config, const std::string& file, const j
 ModelConfig read_hf_config(const std::filesystem::path& folder) {
   const auto file = folder / "config.json", generation = folder / "generation_config.json";
   const json config = read_json_file(file);
-  const json extra = std::filesystem::exists(generation) ? read_json_file(generation) : json();
+  std::error_code error;
+  const json extra =
+      std::filesystem::exists(generation, error) ? read_json_file(generation) : json();
   return parse_hf_config(config, file.string(), extra, generation.string());
 }
 

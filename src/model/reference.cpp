@@ -12,15 +12,17 @@ using Matrix = ReferenceMatrix;
 namespace {
 
 double dot(const double* a, const double* b, std::int64_t n) {
-  double s[4] = {};
+  double s[8] = {};
   std::int64_t i = 0;
-  for (; i + 4 <= n; i += 4)
-    for (int j = 0; j < 4; ++j) s[j] += a[i + j] * b[i + j];
+  for (; i + 8 <= n; i += 8)
+#pragma omp simd
+    for (int j = 0; j < 8; ++j) s[j] += a[i + j] * b[i + j];
   for (; i < n; ++i) s[0] += a[i] * b[i];
-  return (s[0] + s[1]) + (s[2] + s[3]);
+  return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
 void axpy(double a, const double* x, double* y, std::int64_t n) {
+#pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 

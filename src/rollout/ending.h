@@ -19,7 +19,7 @@ struct Ending {
 
 // After a token was appended. In this order: a stop token (the text is without it), a stop string
 // anywhere in the detokenised response, so that it may span tokens (the text ends before the first
-// one), the greatest length.
+// one), the greatest length. A request with stop strings is detokenised whole at every token.
 std::optional<Ending> ending(const Sequence& sequence, const Detokenize& detokenize);
 
 std::vector<std::int32_t> response(const Sequence& sequence);

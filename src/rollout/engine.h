@@ -1,6 +1,8 @@
 // Generation: takes requests, runs batches, returns trajectories. The scheduler decides, the engine
 // runs. Tokens and log-probabilities of a request are a function of the request and the weights
 // (docs/numerics.md): what else is in flight, the options, preemption and threads do not show.
+// Weights that give logits without a meaning give NaN log-probabilities (ops/vocab.h); whoever
+// trains on them looks.
 #pragma once
 
 #include <memory>

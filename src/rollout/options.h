@@ -1,5 +1,5 @@
-// How the rollout runs: none of these values changes a token or a log-probability, only time and
-// memory.
+// How the rollout runs. None of these values changes a token or a log-probability, only time and
+// memory; max_model_len also says where a response is cut.
 #pragma once
 
 #include <cstdint>

@@ -102,10 +102,11 @@ TEST(Fp8Gemm, EqualsScalarModelOnRaggedSizes) {
   expect_fp8(fp8_case(rng, 0, 7, {0, 3}, Scaling::kBlock));
 }
 
+// (Large enough that two threads share the work.)
 TEST(Fp8Gemm, EqualsScalarModelOverExperts) {
   Rng rng(2);
   for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow})
-    expect_fp8(fp8_case(rng, 70, 160, {0, 0, 1, 34, 34, 40, 40}, scaling));
+    expect_fp8(fp8_case(rng, 100, 160, {0, 0, 1, 34, 34, 40, 40}, scaling));
 }
 
 TEST(Fp8Gemm, EqualsScalarModelWithE5m2) {
@@ -162,8 +163,8 @@ TEST(Fp8Gemm, NonfiniteOperandsAndScales) {
 // A row's result does not depend on the rows that travel with it.
 TEST(Fp8Gemm, RowAloneEqualsRowAmongOthers) {
   Rng rng(6);
-  const std::int64_t M = 33, N = 70, K = 150;
-  const Fp8Case c = fp8_case(rng, N, K, {0, 33}, Scaling::kBlock);
+  const std::int64_t M = 66, N = 100, K = 150;
+  const Fp8Case c = fp8_case(rng, N, K, {0, 66}, Scaling::kBlock);
   tensor::Arena arena;
   const Context ctx = context(arena, tensor::best_isa(), 2);
   Poisoned all(DType::kFp32, {M, N});
@@ -285,9 +286,10 @@ TEST(Bf16Gemm, EqualsScalarModelOnRaggedSizes) {
   for (const std::int32_t M : {0, 1, 2, 255, 257}) expect_bf16(rng, 5, 20, {0, M}, {});
 }
 
+// (Large enough that two threads share the work.)
 TEST(Bf16Gemm, EqualsScalarModelOverExperts) {
   Rng rng(11);
-  expect_bf16(rng, 66, 110, {0, 0, 1, 34, 34, 40, 40}, {});
+  expect_bf16(rng, 130, 110, {0, 0, 1, 34, 34, 40, 40}, {});
 }
 
 // Exponents at both ends: subnormal operands and results, underflow to zeros of both signs,

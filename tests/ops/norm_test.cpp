@@ -58,6 +58,51 @@ TEST(RmsNorm, FollowsTheContract) {
     }
 }
 
+// BF16 hides most differences of an FP32 order, so the order is checked on half a million values.
+TEST(RmsNorm, OrderOfTheProducts) {
+  Rng rng(8);
+  const std::int64_t T = 512, D = 1031;
+  const Tensor x = random_normal(rng, DType::kBf16, {T, D});
+  const Tensor dh = random_normal(rng, DType::kBf16, {T, D});
+  const Tensor w = random_normal(rng, DType::kBf16, {D});
+  tensor::Arena arena;
+  const Context ctx = tensor::cpu_context(arena, 1);
+  const Tensor h = empty(DType::kBf16, {T, D}), dx = empty(DType::kBf16, {T, D});
+  const Tensor rstd = empty(DType::kFp32, {T}), dw = empty(DType::kFp32, {D});
+  rms_norm(ctx, x, {}, w, kEps, x, h, rstd);
+  rms_norm_backward(ctx, dh, h, x, w, rstd, dx, dw);
+  std::int64_t forward = 0, backward = 0;
+  for (std::int64_t t = 0; t < T; ++t) {
+    const Bf16* row = x.as<Bf16>() + t * D;
+    const float r = rstd.as<float>()[t];
+    const auto g = [&](std::int64_t d) {
+      return to_float(dh.as<Bf16>()[t * D + d]) * to_float(w.as<Bf16>()[d]);
+    };
+    const float sum = scalar_lane_sum(
+        D, [&](std::int64_t i, float acc) { return std::fma(g(i), to_float(row[i]), acc); });
+    const float k = ((sum * r) * (r * r)) / static_cast<float>(D);
+    for (std::int64_t d = 0; d < D; ++d) {
+      const Bf16 out = numerics::to_bf16((to_float(row[d]) * r) * to_float(w.as<Bf16>()[d]));
+      const float gradient = std::fma(-to_float(row[d]), k, r * g(d));
+      forward += h.as<Bf16>()[t * D + d] == out ? 0 : 1;
+      backward += dx.as<Bf16>()[t * D + d] == numerics::to_bf16(gradient + to_float(out)) ? 0 : 1;
+    }
+  }
+  EXPECT_EQ(forward, 0);
+  EXPECT_EQ(backward, 0);
+}
+
+// x * rstd comes first: x * w would overflow here.
+TEST(RmsNorm, LargeWeightOnLargeValues) {
+  tensor::Arena arena;
+  const Context ctx = tensor::cpu_context(arena, 1);
+  const Tensor x = empty(DType::kBf16, {1, 4}), w = empty(DType::kBf16, {4});
+  const Tensor h = empty(DType::kBf16, {1, 4}), rstd = empty(DType::kFp32, {1});
+  for (std::int64_t i = 0; i < 4; ++i) set_value(x, i, 0x1p60), set_value(w, i, 0x1p80);
+  rms_norm(ctx, x, {}, w, kEps, x, h, rstd);
+  for (std::int64_t i = 0; i < 4; ++i) EXPECT_EQ(get_value(h, i), 0x1p80);
+}
+
 TEST(RmsNorm, AgainstTheReference) {
   Rng rng(2);
   const std::int64_t T = 9, D = 576;

@@ -15,11 +15,11 @@ constexpr double kUlp = 0x1p-24;
 // Options whose doubles are FP32 numbers, so that only the arithmetic differs from the reference.
 AdamwOptions options_at(std::int64_t step) {
   AdamwOptions o;
-  o.lr = 0x1p-7;
+  o.lr = static_cast<double>(3e-3f);
   o.beta1 = static_cast<double>(0.9f);
   o.beta2 = static_cast<double>(0.95f);
   o.eps = 0x1p-26;
-  o.weight_decay = 0.125;
+  o.weight_decay = 0.1;
   o.clip = 0.7f;
   o.step = step;
   return o;

@@ -49,51 +49,102 @@ struct HfPolicy : testing::Test {
   }
 };
 
-// Relative error of each tensor's gradient, in the Frobenius norm. A BF16 rounding has a standard
-// deviation of at most 2^-8 / sqrt(3); a gradient passes about 27 of them in the forward and twice
-// as many in the backward. The factor three is for tensors whose terms cancel.
+// Relative error of each tensor's gradient, in the Frobenius norm, under the engine's own routing.
+// A value rounded to p significant bits errs by a standard deviation of at most 2^-p / sqrt(3). A
+// gradient passes 27 BF16 roundings in the forward and twice as many in the backward; in FP8 also
+// two E4M3 operands in each of four linears of each of two layers, three times. The factor three
+// is for tensors whose terms cancel.
 TEST_F(HfPolicy, loss_and_every_gradient) {
-  make(false);
-  // The routing of the packed forward; it does not depend on the pack.
-  const auto run = model::run_engine(*policy.weights, {}, golden.sequences);
-  accumulate_all();
-  ReferenceParams expected;
-  const double loss =
-      reference_loss(reference_model(golden.weights), golden.sequences, &expected, &run.routing);
-  EXPECT_LE(std::fabs(policy.loss - loss), 2e-3 * loss);
-  const ReferenceParams gradients = reference_params(*policy.weights, policy.grads);
-  ASSERT_EQ(gradients.size(), expected.size());
-  const double bound = 3 * 0x1p-8 * std::sqrt(3 * 27 / 3.0);
-  double worst = 0;
-  std::string where;
-  for (const auto& [name, gradient] : gradients) {
-    double error = 0, size = 0;
-    for (std::size_t i = 0; i < gradient.values.size(); ++i) {
-      const double e = expected.at(name).values[i];
-      error += (gradient.values[i] - e) * (gradient.values[i] - e), size += e * e;
-    }
-    const double relative = std::sqrt(error / size);
-    EXPECT_LE(relative, bound) << name;
-    if (!(relative <= worst)) worst = relative, where = name;
-  }
-  std::printf("loss %.6f (reference %.6f); worst gradient %.3g of its norm (%s), bound %.3g\n",
-              policy.loss, loss, worst, where.c_str(), bound);
-}
-
-TEST_F(HfPolicy, ten_adamw_losses) {
+  const double bf16_noise = 0x1p-8 * std::sqrt(3 * 27 / 3.0);
+  const double fp8_noise = 0x1p-4 * std::sqrt(3 * 2 * 4 * 2 / 3.0);
   for (const bool fp8 : {false, true}) {
     make(fp8);
-    model::ReferenceModel reference = reference_model(golden.weights);
-    model::ReferenceAdamw state;
-    for (int step = 0; step < 10; ++step) {
-      accumulate_all();
-      const double loss = finish_step(policy, 1e-3).loss;
-      ReferenceParams gradients;
-      const double expected = reference_loss(reference, golden.sequences, &gradients);
-      reference_adamw(state, gradients, reference.params);
-      std::printf("%s step %d: loss %.5f, reference %.5f (%+.2f %%)\n", fp8 ? "fp8" : "bf16", step,
-                  loss, expected, 100 * (loss / expected - 1));
+    const auto run = model::run_engine(*policy.weights, options.precision, golden.sequences);
+    accumulate_all();
+    ReferenceParams expected;
+    const double loss =
+        reference_loss(reference_model(golden.weights), golden.sequences, &expected, &run.routing);
+    const double bound = 3 * (fp8 ? std::hypot(bf16_noise, fp8_noise) : bf16_noise);
+    EXPECT_LE(std::fabs(policy.loss - loss), (fp8 ? 2e-2 : 1e-3) * loss);
+    const ReferenceParams gradients = reference_params(*policy.weights, policy.grads);
+    ASSERT_EQ(gradients.size(), expected.size());
+    double worst = 0, sum = 0;
+    std::string where;
+    for (const auto& [name, gradient] : gradients) {
+      double error = 0, size = 0;
+      for (std::size_t i = 0; i < gradient.values.size(); ++i) {
+        const double e = expected.at(name).values[i];
+        error += (gradient.values[i] - e) * (gradient.values[i] - e), size += e * e;
+      }
+      const double relative = std::sqrt(error / size);
+      EXPECT_LE(relative, bound) << name;
+      sum += relative;
+      if (!(relative <= worst)) worst = relative, where = name;
     }
+    std::printf(
+        "%s: loss %.5f (reference %.5f), gradients off by %.2g of their norm in the mean, "
+        "at worst %.2g (%s), bound %.2g\n",
+        fp8 ? "fp8" : "bf16", policy.loss, loss, sum / static_cast<double>(gradients.size()), worst,
+        where.c_str(), bound);
+  }
+}
+
+ReferenceParams rounded(ReferenceParams params) {
+  for (auto& [name, w] : params)
+    for (double& x : w.values) x = static_cast<double>(numerics::round_bf16(static_cast<float>(x)));
+  return params;
+}
+
+// One training run in double, taking the routing that the engine chose at each step.
+struct ReferenceRun {
+  model::ReferenceModel model;
+  ReferenceParams master;
+  bool bf16_weights;  // the forward reads bf16(master), as the engine's does
+  model::ReferenceAdamw adamw = {};
+
+  ReferenceRun(const model::Weights& weights, bool bf16)
+      : model(reference_model(weights)), master(model.params), bf16_weights(bf16) {}
+  double step(const HfGolden& golden, const model::ReferenceRouting& routing) {
+    ReferenceParams gradients;
+    const double loss = reference_loss(model, golden.sequences, &gradients, &routing);
+    reference_adamw(adamw, gradients, master);
+    model.params = bf16_weights ? rounded(master) : master;
+    return loss;
+  }
+};
+
+// PyTorch's ten steps (AdamW on all parameters). AdamW's first updates are nearly the signs of the
+// gradient, so rounding errors of small gradients grow along the run; routers that flip add up to
+// 2 % (against PyTorch's own losses, printed for comparison). Under one routing the engine stays
+// within 1 % of the run in double, and within 0.3 % when that reads weights rounded to BF16.
+TEST_F(HfPolicy, ten_adamw_losses) {
+  make(false);
+  ReferenceRun exact(golden.weights, false), bf16(golden.weights, true);
+  const auto torch = golden_values(golden.reference, "adamw_losses");
+  for (const double torch_loss : torch) {
+    const auto run = model::run_engine(*policy.weights, options.precision, golden.sequences);
+    accumulate_all();
+    const double loss = finish_step(policy, 1e-3).loss;
+    const double exact_loss = exact.step(golden, run.routing);
+    const double bf16_loss = bf16.step(golden, run.routing);
+    EXPECT_LE(std::fabs(loss / exact_loss - 1), 1e-2) << "step " << exact.adamw.step;
+    EXPECT_LE(std::fabs(loss / bf16_loss - 1), 3e-3) << "step " << exact.adamw.step;
+    EXPECT_LE(std::fabs(loss / torch_loss - 1), 5e-2) << "step " << exact.adamw.step;
+    std::printf("loss %.5f: %+.2f %% of double, %+.2f %% with BF16 weights; PyTorch FP32 %.5f\n",
+                loss, 100 * (loss / exact_loss - 1), 100 * (loss / bf16_loss - 1), torch_loss);
+  }
+}
+
+// No error bound reaches through ten steps of FP8; this guards that the run follows, and prints by
+// how much it does not.
+TEST_F(HfPolicy, ten_adamw_losses_in_fp8_follow) {
+  make(true);
+  for (const double torch_loss : golden_values(golden.reference, "adamw_losses")) {
+    accumulate_all();
+    const double loss = finish_step(policy, 1e-3).loss;
+    EXPECT_LE(std::fabs(loss - torch_loss), 0.1 * torch_loss + 0.05);
+    std::printf("fp8 loss %.5f; PyTorch FP32 %.5f (%+.1f %%)\n", loss, torch_loss,
+                100 * (loss / torch_loss - 1));
   }
 }
 

@@ -256,6 +256,15 @@ TEST(Engine, ProgressCountsAndMayThrow) {
   EXPECT_EQ(f.engine.generate(requests)[19].logprobs, answers[19].logprobs);
 }
 
+TEST(Engine, BrokenWeightsShowAsNanAndDoNotHang) {
+  Fixture f;
+  const auto head = f.model.weights.view(f.model.weights.table.head);
+  std::memset(head.data, 0xFF, head.bytes());
+  const Trajectory t = f.one(request({1, 2, 3}, 4));
+  ASSERT_EQ(t.response.size(), 4u);
+  for (const float logprob : t.logprobs) EXPECT_TRUE(std::isnan(logprob));
+}
+
 TEST(Engine, OnePromptIsComputedOnce) {
   Fixture f;
   std::vector<Request> requests;

@@ -167,10 +167,36 @@ TEST_P(Invariance, AfterPreemption) {
   }
 }
 
+// Beyond one block of 128 keys.
+TEST(LongPrompts, OverChunksAndPages) {
+  const TinyModel m(fp8(model::Recipe::kBlockwise), 1, 512);
+  std::vector<Request> requests;
+  for (int i = 0; i < 4; ++i)
+    requests.push_back(request(random_tokens(i < 2 ? 127 : 259, i / 2), 5, i));
+  std::vector<Trajectory> alone;
+  Options o;
+  o.max_num_seqs = 4;
+  for (const Request& r : requests) {
+    alone.push_back(run(m, o, {r})[0]);
+    std::vector<std::int32_t> drawn;
+    const auto stats = policy_view(m, r, alone.back().response, &drawn);
+    EXPECT_EQ(drawn, alone.back().response);
+    for (std::size_t k = 0; k < stats.size(); ++k)
+      EXPECT_EQ(stats[k].logprob, alone.back().logprobs[k]);
+  }
+  for (const int chunk : {0, 37, 128})
+    for (const int block : {3, 64}) {
+      o.prefill_chunk = chunk;
+      o.block_size = block;
+      o.shuffle_pages = 11;
+      expect_same(run(m, o, requests), alone, fmt::format("chunk {}, pages of {}", chunk, block));
+    }
+}
+
 TEST_P(Invariance, OverThreadsAndInstructionSets) {
   tensor::Context ctx = model_->ctx;
   ctx.threads = 2;
-  expect_same(run(*model_, {}, first(16), nullptr, &ctx), alone_, "two threads");
+  expect_same(run(*model_, {}, first(8), nullptr, &ctx), alone_, "two threads");
   for (const tensor::Isa isa : {tensor::Isa::kPortable, tensor::Isa::kAvx2, tensor::Isa::kAvx512}) {
     if (!tensor::isa_supported(isa)) continue;
     ctx.isa = isa;

@@ -10,7 +10,7 @@
 
 namespace lockstep::rollout::test {
 
-inline model::ModelConfig tiny_config() {
+inline model::ModelConfig tiny_config(std::int64_t max_positions) {
   model::ModelConfig c;
   c.vocab_size = 67;
   c.hidden_size = 64;
@@ -18,7 +18,7 @@ inline model::ModelConfig tiny_config() {
   c.num_heads = 4;
   c.num_kv_heads = 2;
   c.head_dim = 16;
-  c.max_positions = 128;
+  c.max_positions = max_positions;
   c.qk_norm = true;
   c.num_experts = 4;
   c.moe_intermediate_size = 48;
@@ -28,8 +28,10 @@ inline model::ModelConfig tiny_config() {
 }
 
 struct TinyModel {
-  explicit TinyModel(const model::Precision& precision, std::uint64_t seed = 1)
-      : ctx(tensor::cpu_context(arena, 1)), weights(model::make_weights(tiny_config())) {
+  explicit TinyModel(const model::Precision& precision, std::uint64_t seed = 1,
+                     std::int64_t max_positions = 128)
+      : ctx(tensor::cpu_context(arena, 1)),
+        weights(model::make_weights(tiny_config(max_positions))) {
     model::initialize(weights, seed);
     quantized = model::quantized_for(ctx, weights, precision);
     rope = model::make_rope_tables(weights.config);

@@ -25,6 +25,7 @@ constexpr int kPanel = kVectors * kLanes / 2;  // columns of a panel
 constexpr int kHalf = kLanes / 2;              // doubles in a vector
 constexpr int kNonzero = 1024;                 // lifts sums of two exponents above all others
 constexpr int kExponentBias = 2 * kNonzero + 2 * 127;
+constexpr int kLarge = 100;    // sums stay below 2^128 while no exponent is above it
 constexpr int kLowest = -300;  // below every exponent of a product
 
 struct ColumnSlice {
@@ -112,8 +113,8 @@ inline void unpack_row(const Bf16* a, std::int64_t k_stride, int depth, RowSlice
     store(out.magnitude + k, __builtin_convertvector(load<HalfF>(magnitude + k), VecD));
 }
 
-// One step of one row against a panel; c_P holds kPanel results. Rounds toward zero.
-inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, float* c_P) {
+// One step of one row against a panel. Rounds toward zero.
+inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, VecF (&c)[kVectors / 2]) {
   // 1. The largest exponent of the products, pairs of k side by side.
   VecI16 top[kVectors / 2] = {};
   for (int k = k0; k < k0 + kStep; k += 2) {
@@ -124,27 +125,33 @@ inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, float* c_P
       top[v] = max(top[v], exponents + load<VecI16>(b.exponent[k / 2] + v * kLanes));
   }
 
-  // 2. With the exponent of C; accumulators start at 2^(X+27) and C's own part.
-  alignas(64) std::int32_t start[kPanel];
+  // 2. With the exponent of C; where it is large, results may overflow and C may be non-finite.
+  VecI exponent[kVectors / 2];
   for (int v = 0; v < kVectors / 2; ++v) {
     const VecI both = reinterpret_cast<VecI>(top[v]);
-    const VecI product = max(both >> 16, (both << 16) >> 16) - kExponentBias;
-    const VecI bits = load<VecI>(c_P + v * kLanes) & 0x7FFFFFFF;
-    const VecI field = bits >> 23;
-    const VecI of_c = bits == 0 ? VecI{} + kLowest : (field == 0 ? VecI{} + 1 : field) - 127;
-    store(start + v * kLanes, max(max(product, of_c), VecI{} + kLowest) + (27 + 1023));
+    const VecI of_product = max(both >> 16, (both << 16) >> 16) - kExponentBias;
+    const VecI bits = reinterpret_cast<VecI>(c[v]) & 0x7FFFFFFF;
+    const VecI of_c = bits == 0 ? VecI{} + kLowest : max(bits >> 23, VecI{} + 1) - 127;
+    exponent[v] = max(max(of_product, of_c), VecI{} + kLowest);
   }
+  static_assert(kVectors == 4);
+  const bool large = any_above(max(exponent[0], exponent[1]), kLarge);
+  if (large)
+    for (VecF& x : c) x = x + (x - x);  // infinity becomes NaN
+
+  // 3. Accumulators start at 2^(X+27) and C's own part.
   VecD positive[kVectors], negative[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    const VecL exponent = __builtin_convertvector(load<HalfI>(start + v * kHalf), VecL);
-    const VecD origin = reinterpret_cast<VecD>(exponent << 52);
-    const HalfF c = load<HalfF>(c_P + v * kHalf);
-    const VecD c_or_nan = __builtin_convertvector(c + (c - c), VecD);  // infinity becomes NaN
-    positive[v] = origin + above_zero(c_or_nan);
-    negative[v] = origin - below_zero(c_or_nan);
+    const VecF all = reinterpret_cast<VecF>(exponent[v / 2] + (27 + 1023));
+    const HalfI half = reinterpret_cast<HalfI>(v % 2 == 0 ? low_half(all) : high_half(all));
+    const VecD origin = reinterpret_cast<VecD>(__builtin_convertvector(half, VecL) << 52);
+    const VecD from =
+        __builtin_convertvector(v % 2 == 0 ? low_half(c[v / 2]) : high_half(c[v / 2]), VecD);
+    positive[v] = origin + above_zero(from);
+    negative[v] = origin - below_zero(from);
   }
 
-  // 3. Truncated products.
+  // 4. Truncated products.
   for (int k = k0; k < k0 + kStep; ++k) {
     const VecD magnitude = a.magnitude[k] - VecD{};
     const double* plane = b.plane[k][0];
@@ -156,16 +163,21 @@ inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, float* c_P
     }
   }
 
-  // 4. S to FP32, truncated; from 2^128 on it is an infinity.
+  // 5. S to FP32, truncated; from 2^128 on it is an infinity.
+  HalfF result[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    const VecD sum = positive[v] - negative[v];
-    const VecL bits = reinterpret_cast<VecL>(sum);
-    const VecL magnitude = bits & std::int64_t{0x7FFFFFFFFFFFFFFF};
-    constexpr std::int64_t kInfinity = 0x7FF0000000000000, kTwo128 = 0x47F0000000000000;
-    const VecL infinity = (bits & std::int64_t(0x8000000000000000)) | kInfinity;
-    const VecL result = ((magnitude >= kTwo128) & (magnitude <= kInfinity)) ? infinity : bits;
-    store(c_P + v * kHalf, __builtin_convertvector(reinterpret_cast<VecD>(result), HalfF));
+    VecD sum = positive[v] - negative[v];
+    if (large) {
+      constexpr std::int64_t kInfinity = 0x7FF0000000000000, kTwo128 = 0x47F0000000000000;
+      const VecL bits = reinterpret_cast<VecL>(sum);
+      const VecL magnitude = bits & std::int64_t{0x7FFFFFFFFFFFFFFF};
+      const VecL infinity = (bits & INT64_MIN) | kInfinity;
+      const VecL capped = ((magnitude >= kTwo128) & (magnitude <= kInfinity)) ? infinity : bits;
+      sum = reinterpret_cast<VecD>(capped);
+    }
+    result[v] = __builtin_convertvector(sum, HalfF);
   }
+  for (int v = 0; v < kVectors / 2; ++v) c[v] = join(result[2 * v], result[2 * v + 1]);
 }
 
 // A slice of `steps` steps for all rows. Rounds toward zero.
@@ -173,21 +185,22 @@ inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, float* c_P
                                  const ColumnSlice& b, float* c, std::int64_t c_stride,
                                  std::int64_t M, int columns) {
   const int steps = (depth + kStep - 1) / kStep;
-  for (std::int64_t m = 0; m < M; ++m) {
+  for (std::int64_t m = 0; m < M; ++m, c += c_stride) {
     RowSlice row;
     unpack_row(a.data + m * a.row_stride + k0 * a.k_stride, a.k_stride, depth, row);
-    alignas(64) float c_P[kPanel] = {};
-    const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(columns);
-    float* out = c + m * c_stride;
-    if (columns == kPanel)
-      std::memcpy(c_P, out, sizeof(c_P));
-    else
-      std::memcpy(c_P, out, bytes);
-    for (int s = 0; s < steps; ++s) row_step(row, b, s * kStep, c_P);
-    if (columns == kPanel)
-      std::memcpy(out, c_P, sizeof(c_P));
-    else
-      std::memcpy(out, c_P, bytes);
+    VecF state[kVectors / 2];
+    if (columns == kPanel) {
+      for (int v = 0; v < kVectors / 2; ++v) state[v] = load<VecF>(c + v * kLanes);
+      for (int s = 0; s < steps; ++s) row_step(row, b, s * kStep, state);
+      for (int v = 0; v < kVectors / 2; ++v) store(c + v * kLanes, state[v]);
+    } else {
+      alignas(64) float c_P[kPanel] = {};
+      std::memcpy(c_P, c, sizeof(float) * static_cast<std::size_t>(columns));
+      for (int v = 0; v < kVectors / 2; ++v) state[v] = load<VecF>(c_P + v * kLanes);
+      for (int s = 0; s < steps; ++s) row_step(row, b, s * kStep, state);
+      for (int v = 0; v < kVectors / 2; ++v) store(c_P + v * kLanes, state[v]);
+      std::memcpy(c, c_P, sizeof(float) * static_cast<std::size_t>(columns));
+    }
   }
 }
 

@@ -30,7 +30,7 @@ void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, 
   const Tiling tiling{offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr, b.dim(0), M, N,
                       kTileColumns};
   const std::int64_t tiles = tiling.count();
-  [[maybe_unused]] const int threads = threads_for(ctx, (M + 8) * N * K);
+  [[maybe_unused]] const int threads = threads_for(ctx, M, b.dim(0), N, K);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Tile tile = tiling.at(t);
@@ -51,7 +51,7 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
   const std::int32_t* offsets = offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr;
   const Tiling tiling{nullptr, E, N, K, kTileColumns};
   const std::int64_t tiles = tiling.count();
-  [[maybe_unused]] const int threads = threads_for(ctx, (M + 8) * N * K);
+  [[maybe_unused]] const int threads = threads_for(ctx, M, E, N, K);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Tile tile = tiling.at(t);

@@ -51,11 +51,13 @@ inline VecF magnitude_of(const Format& format, VecI code) {
 // Exponent bytes of code bytes. V: a vector of bytes, I: the same vector as int32.
 template <typename V, typename I>
 inline V exponent_of(const Format& format, V code) {
+  const std::uint8_t field_mask = static_cast<std::uint8_t>(0x7F >> format.mantissa_bits);
+  const std::uint8_t lift = static_cast<std::uint8_t>(format.lift);
   const V magnitude = code & std::uint8_t{0x7F};
-  const V field = reinterpret_cast<V>(reinterpret_cast<I>(magnitude) >> format.mantissa_bits) &
-                  static_cast<std::uint8_t>(0x7F >> format.mantissa_bits);
+  const V field =
+      reinterpret_cast<V>(reinterpret_cast<I>(magnitude) >> format.mantissa_bits) & field_mask;
   const V subnormal = reinterpret_cast<V>(field == 0) & std::uint8_t{1};
-  const V lifted = field + subnormal + static_cast<std::uint8_t>(format.lift);
+  const V lifted = field + subnormal + lift;
   return lifted & reinterpret_cast<V>(magnitude != 0);
 }
 
@@ -137,7 +139,9 @@ inline void row_step(const RowStep& a, const ColumnStep& b, float* part_P) {
     const VecF c = load<VecF>(part_P + v * kLanes);
     const VecI of_product = (one & 0xFF) << 23;
     const VecI of_c = reinterpret_cast<VecI>(c) & kExponentField;
-    const VecF origin = reinterpret_cast<VecF>(max(of_product, of_c) + (10 << 23));
+    // (Unsigned, because a NaN in C may wrap it.)
+    const VecU top_exponent = reinterpret_cast<VecU>(max(of_product, of_c));
+    const VecF origin = reinterpret_cast<VecF>(top_exponent + (10u << 23));
     positive[v] = origin + above_zero(c);
     negative[v] = origin - below_zero(c);
   }
@@ -243,7 +247,7 @@ void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
   const std::int64_t b_scales = b.scaling == Scaling::kBlock ? b.scales.dim(1) * G : N;
   const Tiling tiling{offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr, E, M, N, kPanel};
   const std::int64_t tiles = tiling.count();
-  [[maybe_unused]] const int threads = threads_for(ctx, (M + 8) * N * K);
+  [[maybe_unused]] const int threads = threads_for(ctx, M, E, N, K);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Tile tile = tiling.at(t);
@@ -278,7 +282,7 @@ void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Colu
   const auto* padded = segments.padded_offsets_E1.as<std::int32_t>();
   const Tiling tiling{nullptr, E, N, K, kPanel};
   const std::int64_t tiles = tiling.count();
-  [[maybe_unused]] const int threads = threads_for(ctx, (offsets[E] + 8) * N * K);
+  [[maybe_unused]] const int threads = threads_for(ctx, offsets[E], E, N, K);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Tile tile = tiling.at(t);

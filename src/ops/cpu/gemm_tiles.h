@@ -46,9 +46,12 @@ struct Tiling {
   }
 };
 
-// Threads worth waking for so many products.
-inline int threads_for(const tensor::Context& ctx, std::int64_t products) {
-  return products < (std::int64_t{1} << 18) ? 1 : ctx.threads;
+// Threads worth waking for M rows spread over E experts with b of [N, K] each; unpacking b costs as
+// much as some rows do.
+inline int threads_for(const tensor::Context& ctx, std::int64_t M, std::int64_t E, std::int64_t N,
+                       std::int64_t K) {
+  constexpr std::int64_t kUnpackRows = 8, kWorthThreads = std::int64_t{1} << 20;
+  return (M + kUnpackRows * (E < M ? E : M)) * N * K < kWorthThreads ? 1 : ctx.threads;
 }
 
 // Writes `rows` rows of a tile at d (element `at`, row stride `stride`): BF16 or FP32; accumulate

@@ -26,6 +26,7 @@ inline constexpr int kVectorBytes = 16;
 using VecF = float __attribute__((vector_size(kVectorBytes)));
 using VecD = double __attribute__((vector_size(kVectorBytes)));
 using VecI = std::int32_t __attribute__((vector_size(kVectorBytes)));
+using VecU = std::uint32_t __attribute__((vector_size(kVectorBytes)));
 using VecL = std::int64_t __attribute__((vector_size(kVectorBytes)));
 using VecU8 = std::uint8_t __attribute__((vector_size(kVectorBytes)));
 using VecI16 = std::int16_t __attribute__((vector_size(kVectorBytes)));
@@ -43,6 +44,40 @@ inline V load(const void* p) {
 template <typename V>
 inline void store(void* p, V v) {
   std::memcpy(p, &v, sizeof(V));
+}
+
+// The two halves of a vector, and back.
+#if defined(__AVX512DQ__)
+inline HalfF low_half(VecF v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline HalfF high_half(VecF v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline VecF join(HalfF low, HalfF high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+#elif defined(__AVX2__)
+inline HalfF low_half(VecF v) { return _mm256_castps256_ps128(v); }
+inline HalfF high_half(VecF v) { return _mm256_extractf128_ps(v, 1); }
+inline VecF join(HalfF low, HalfF high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+#else
+inline HalfF low_half(VecF v) { return HalfF{v[0], v[1]}; }
+inline HalfF high_half(VecF v) { return HalfF{v[2], v[3]}; }
+inline VecF join(HalfF low, HalfF high) { return VecF{low[0], low[1], high[0], high[1]}; }
+#endif
+
+// Whether a lane is above `bound`.
+inline bool any_above(VecI v, std::int32_t bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(v), _mm512_set1_epi32(bound)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(v > bound)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(v > bound)) != 0;
+#else
+  return v[0] > bound || v[1] > bound || v[2] > bound || v[3] > bound;
+#endif
 }
 
 inline VecI max(VecI a, VecI b) { return a > b ? a : b; }
