@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "apps/verbs.h"
+#include "base/env.h"
 #include "base/error.h"
 
 // Exit codes: 0 done, 1 a verb's "no" (compare --require-equal, doctor), 2 bad input, 3 the world
@@ -20,6 +21,7 @@ static int fail(int code, const char* kind, const std::exception& e) {
 }
 
 int main(int argc, char** argv) {
+  lockstep::base::restart_with_default("OMP_WAIT_POLICY", "passive", argv);
   CLI::App app(
       "Lockstep: reinforcement learning of mixture-of-experts models in FP8, policy and rollout "
       "bit for bit",

@@ -1,5 +1,7 @@
 #include "base/env.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -13,6 +15,9 @@ const std::vector<EnvVariable>& env_registry() {
        "force the CPU code path (all give the same bits)"},
       {"LOCKSTEP_FAILPOINT", "NAME",
        "tests: kill the process (SIGKILL) when the named failpoint is reached"},
+      {"OMP_WAIT_POLICY", "passive | active",
+       "how threads wait for each other; lockstep takes passive when unset, because spinning "
+       "threads stall each other where other programs use the cores"},
   };
   return registry;
 }
@@ -46,6 +51,11 @@ std::optional<long> env_int(const std::string& name, long low, long high) {
     fail<InputError>("environment variable {}={}: expected a whole number from {} to {}", name,
                      *value, low, high);
   return number;
+}
+
+void restart_with_default(const std::string& name, const std::string& value, char** argv) {
+  if (env_raw(name) || ::setenv(name.c_str(), value.c_str(), 1) != 0) return;
+  ::execv("/proc/self/exe", argv);
 }
 
 }  // namespace lockstep::base
