@@ -21,7 +21,7 @@ static int fail(int code, const char* kind, const std::exception& e) {
 }
 
 int main(int argc, char** argv) {
-  lockstep::base::restart_with_default("OMP_WAIT_POLICY", "passive", argv);
+  lockstep::base::wait_passively(argv);
   CLI::App app(
       "Lockstep: reinforcement learning of mixture-of-experts models in FP8, policy and rollout "
       "bit for bit",

@@ -16,8 +16,7 @@ const std::vector<EnvVariable>& env_registry() {
       {"LOCKSTEP_FAILPOINT", "NAME",
        "tests: kill the process (SIGKILL) when the named failpoint is reached"},
       {"OMP_WAIT_POLICY", "passive | active",
-       "how threads wait for each other; lockstep takes passive when unset, because spinning "
-       "threads stall each other where other programs use the cores"},
+       "how threads wait for each other; lockstep takes passive when unset"},
   };
   return registry;
 }
@@ -53,9 +52,9 @@ std::optional<long> env_int(const std::string& name, long low, long high) {
   return number;
 }
 
-void restart_with_default(const std::string& name, const std::string& value, char** argv) {
-  if (env_raw(name) || ::setenv(name.c_str(), value.c_str(), 1) != 0) return;
-  ::execv("/proc/self/exe", argv);
+void wait_passively(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
 }
 
 }  // namespace lockstep::base
