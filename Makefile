@@ -1,5 +1,7 @@
 # make build | demo | test | bench | format | tidy | clean    (make help)
 JOBS ?= $(shell nproc)
+# Tests run side by side: threads that spin would stall each other.
+export OMP_WAIT_POLICY ?= passive
 SOURCES = $(shell git ls-files '*.h' '*.cpp')
 
 .PHONY: help setup build demo test test-asan test-tsan bench format tidy clean
