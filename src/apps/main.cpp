@@ -2,16 +2,26 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <exception>
 
 #include "apps/verbs.h"
+#include "base/env.h"
 #include "base/error.h"
 
 // Exit codes: 0 done, 1 a verb's "no" (compare --require-equal, doctor), 2 bad input, 3 the world
 // failed, 4 a defect.
 constexpr int kBadInput = 2;
 
+// Keeps the message behind what was printed so far, also in a file.
+static int fail(int code, const char* kind, const std::exception& e) {
+  std::fflush(stdout);
+  fmt::print(stderr, "lockstep: {}{}\n", kind, e.what());
+  return code;
+}
+
 int main(int argc, char** argv) {
+  lockstep::base::wait_passively(argv);
   CLI::App app(
       "Lockstep: reinforcement learning of mixture-of-experts models in FP8, policy and rollout "
       "bit for bit",
@@ -36,13 +46,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : kBadInput;  // 0: --help, --version
   } catch (const lockstep::base::InputError& e) {
-    fmt::print(stderr, "lockstep: {}\n", e.what());
-    return kBadInput;
+    return fail(kBadInput, "", e);
   } catch (const lockstep::base::SystemError& e) {
-    fmt::print(stderr, "lockstep: {}\n", e.what());
-    return 3;
+    return fail(3, "", e);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "lockstep: internal error, please report it: {}\n", e.what());
-    return 4;
+    return fail(4, "internal error, please report it: ", e);
   }
 }

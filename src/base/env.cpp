@@ -1,5 +1,7 @@
 #include "base/env.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -46,6 +48,11 @@ std::optional<long> env_int(const std::string& name, long low, long high) {
     fail<InputError>("environment variable {}={}: expected a whole number from {} to {}", name,
                      *value, low, high);
   return number;
+}
+
+void wait_passively(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
 }
 
 }  // namespace lockstep::base

@@ -23,4 +23,10 @@ std::optional<std::string> env_choice(const std::string& name,
                                       const std::vector<std::string>& choices);
 std::optional<long> env_int(const std::string& name, long low, long high);
 
+// Starts the program again with OMP_WAIT_POLICY=passive unless the user chose a way of waiting.
+// libgomp reads the variable when it is loaded, and spins by default: beside other work on the
+// machine each parallel region then costs milliseconds. Returns when there is nothing to do or the
+// program cannot be started again.
+void wait_passively(char** argv);
+
 }  // namespace lockstep::base

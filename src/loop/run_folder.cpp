@@ -52,8 +52,8 @@ RunFolder open_run_folder(const fs::path& root, bool resume) {
   folder.lock = take_lock(root / ".lock", root);
   if (!resume && holds_run(root))
     fail<InputError>(
-        "{} already holds a run: pass --resume auto to go on with it, or set another "
-        "logger.log_dir",
+        "{} already holds a run: pass --resume auto to go on with it, --fresh to keep it aside and "
+        "start anew, or set another logger.log_dir",
         root.string());
   return folder;
 }
