@@ -1,0 +1,247 @@
+// Whole runs of the binary: what metrics.jsonl holds, that policy and rollout agree to the bit in
+// every mode, and that nothing about the machine or the batch shows in the figures.
+#include <cmath>
+#include <set>
+
+#include "apps/tiny_run.h"
+
+namespace lockstep {
+namespace {
+
+using RlRun = TinyRunTest;
+
+void expect_finite(const loop::RunData& run) {
+  ASSERT_FALSE(run.rows.empty()) << run.name;
+  for (const loop::MetricsRow& row : run.rows)
+    for (const std::string& name : loop::non_finite_metrics(row.values))
+      ADD_FAILURE() << run.name << " step " << row.step << ": " << name << " is not finite";
+}
+
+TEST_F(RlRun, EveryRowHoldsTheMetricsThatTheDocumentNames) {
+  const loop::RunData run = done("a");
+  ASSERT_EQ(run.rows.size(), 3u);
+  expect_lockstep(run);
+  expect_finite(run);
+  for (std::size_t i = 0; i < run.rows.size(); ++i) {
+    const loop::MetricsRow& row = run.rows[i];
+    EXPECT_EQ(row.step, static_cast<std::int64_t>(i) + 1);
+    for (const char* name :
+         {"train/reward", "train/loss", "train/grad_norm", "train/token_mult_prob_error",
+          "train/gen_kl_error", "train/policy_kl_error", "train/sampling_importance_ratio",
+          "train/approx_entropy", "timing/train/generation", "timing/train/policy_training",
+          "timing/train/total_step_time", "performance/tokens_per_sec", "fp8/weights/saturated",
+          "fp8/forward/expert_input/amax_max", "fp8/gradient/expert_input/flushed_to_zero",
+          "moe/load_cv"}) {
+      ASSERT_TRUE(row.values.count(name)) << name;
+      EXPECT_TRUE(std::holds_alternative<double>(row.values.at(name))) << name;
+    }
+    for (const char* name : {"train/logprobs_compared", "train/logprobs_different",
+                             "train/optimizer_steps", "rollout/preemptions"}) {
+      ASSERT_TRUE(row.values.count(name)) << name;
+      EXPECT_TRUE(std::holds_alternative<std::int64_t>(row.values.at(name))) << name;
+    }
+    const std::string checksum = std::get<std::string>(row.values.at("sync/weight_checksum"));
+    EXPECT_EQ(checksum.size(), 32u);
+    EXPECT_EQ(checksum.find_first_not_of("0123456789abcdef"), std::string::npos) << checksum;
+    EXPECT_EQ(row.values.count("validation/accuracy"), 1u);  // start, 2nd, last
+    EXPECT_GT(std::get<double>(row.values.at("train/grad_norm")), 0);
+  }
+  const auto sums = checksums(run);
+  EXPECT_EQ(std::set<std::string>(sums.begin(), sums.end()).size(), 3u);  // each step moved them
+  std::size_t lines = 0;
+  for (const char c : slurp(dir / "a" / "rollouts" / "train_data_step3.jsonl")) lines += c == '\n';
+  EXPECT_EQ(lines, 16u);
+  EXPECT_TRUE(std::filesystem::exists(dir / "a" / "report.html"));
+}
+
+TEST_F(RlRun, OnAPipeThereIsOneLineAStepAndNoBar) {
+  const Outcome out = run(rl("a"));
+  ASSERT_EQ(out.code, 0) << out.text;
+  EXPECT_EQ(out.text.find('\r'), std::string::npos);
+  EXPECT_EQ(out.text.find('\x1b'), std::string::npos);
+  std::size_t lines = 0;
+  for (std::size_t at = 0; (at = out.text.find("\nstep ", at)) != std::string::npos; ++at) ++lines;
+  EXPECT_EQ(lines, 3u) << out.text;
+  EXPECT_TRUE(holds(out.text, ": 0 of ")) << out.text;
+  EXPECT_TRUE(holds(out.text, (dir / "a" / "report.html").string())) << out.text;
+}
+
+TEST_F(RlRun, PreemptionAndChunkedPrefillChangeNothing) {
+  const loop::RunData roomy = done("roomy");
+  // 6 pages hold one sequence of 48 tokens; 5 tokens a forward cut every prompt.
+  const loop::RunData tight = done(
+      "tight", {"policy.generation.num_blocks=6", "policy.generation.max_num_batched_tokens=5"});
+  ASSERT_EQ(tight.rows.size(), 3u);
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(values(roomy, "rollout/preemptions")[i], 0);
+    EXPECT_GT(values(tight, "rollout/preemptions")[i], 0);
+    EXPECT_GT(values(tight, "train/total_num_tokens")[i] / 16 -
+                  values(tight, "train/mean_gen_tokens_per_sample")[i],
+              5);  // mean length of a prompt
+  }
+  expect_lockstep(tight);
+  expect_equal(roomy, tight, "rollout/");
+}
+
+TEST_F(RlRun, HowItIsComputedChangesNothing) {
+  const loop::RunData plain = done("plain");
+  expect_equal(plain, done("again"));
+  expect_equal(plain, done("recompute", {"policy.activation_checkpointing=true"}));
+  expect_equal(plain, done("two_threads", {"num_threads=2"}));
+  expect_equal(plain, done("scored_alone", {"policy.logprob_batch_size=1"}));
+  expect_equal(plain,
+               done("one_by_one", {"policy.generation.max_num_seqs=1",
+                                   "policy.generation.enable_prefix_sharing=false",
+                                   "policy.generation.block_size=3"}),
+               "rollout/");
+  expect_equal(plain, done("unseen", {"logger.log_rollouts=false", "checkpointing.enabled=false",
+                                      "logger.tensorboard_enabled=false"}));
+}
+
+TEST_F(RlRun, InstructionSetsAgree) {
+  const Words few = {"grpo.max_num_steps=2", "grpo.num_prompts_per_step=2", "grpo.val_period=0",
+                     "grpo.max_val_samples=2"};
+  const loop::RunData best = done("best", few);
+  for (const char* isa : {"avx2", "portable"})
+    expect_equal(best, done(isa, few, {std::string("LOCKSTEP_CPU_ISA=") + isa}));
+}
+
+TEST_F(RlRun, SeveralUpdatesOfOneRollout) {
+  const Words four = {"policy.train_global_batch_size=4", "policy.train_micro_batch_size=3"};
+  const loop::RunData run = done("four", four);
+  expect_lockstep(run);
+  expect_finite(run);
+  EXPECT_EQ(values(run, "train/optimizer_steps"), std::vector<double>(3, 4.0));
+  // All samples are verified before the first update, not only those of the first update.
+  for (std::size_t i = 0; i < 3; ++i)
+    EXPECT_EQ(values(run, "train/logprobs_compared")[i],
+              values(run, "train/mean_gen_tokens_per_sample")[i] * 16);
+  // From the second update on the ratio is no identity.
+  EXPECT_NE(values(run, "train/probs_ratio_max"), std::vector<double>(3, 1.0));
+  // Verifying less often compares less and changes no weight.
+  Words rarely = four;
+  rarely.push_back("grpo.verify_every=2");
+  const loop::RunData other = done("rarely", rarely);
+  EXPECT_EQ(checksums(run), checksums(other));
+  EXPECT_LT(values(other, "train/logprobs_compared")[0], values(run, "train/logprobs_compared")[0]);
+  EXPECT_EQ(values(other, "train/logprobs_compared")[1], values(run, "train/logprobs_compared")[1]);
+}
+
+TEST_F(RlRun, EveryEstimatorAndLossRuns) {
+  const Words on_policy[] = {
+      {"grpo.adv_estimator.name=grpo"},
+      {"grpo.adv_estimator.name=dr_grpo"},
+      {"grpo.adv_estimator.name=rloo"},
+      {"grpo.adv_estimator.name=dapo", "grpo.dynamic_sampling_max_gen_batches=3"},
+      {"grpo.adv_estimator.name=gspo"},
+      {"grpo.adv_estimator.name=cispo"},
+      {"loss_fn.reference_policy_kl_penalty=0.1", "loss_fn.reference_policy_kl_type=k1"},
+      {"loss_fn.reference_policy_kl_penalty=0.1", "loss_fn.reference_policy_kl_type=k2"},
+      {"loss_fn.reference_policy_kl_penalty=0.1", "loss_fn.reference_policy_kl_type=k3"},
+      {"loss_fn.ratio_clip_c=3"},
+      {"loss_fn.force_on_policy_ratio=true"},
+      {"loss_fn.loss_agg=seq-mean"},
+      {"loss_fn.loss_agg=seq-sum-const"},
+      {"grpo.overlong_filtering=true", "grpo.reward_shaping.enabled=true",
+       "grpo.reward_shaping.overlong_buffer_length=4"},
+      {"policy.moe.aux_loss_coeff=0.01", "policy.moe.bias_update_rate=0.001"},
+      {"policy.optimizer.moment_dtype=bf16", "policy.scheduler.name=cosine"},
+  };
+  int i = 0;
+  for (Words more : on_policy) {
+    const bool once = more[0] == "loss_fn.force_on_policy_ratio=true";
+    for (const char* word :
+         {"grpo.max_num_steps=2", "grpo.max_val_samples=2", "checkpointing.enabled=false"})
+      more.push_back(word);
+    if (!once) more.push_back("policy.train_global_batch_size=8");
+    SCOPED_TRACE(joined(more));
+    const loop::RunData run = done("run" + std::to_string(i++), more);
+    expect_lockstep(run);
+    expect_finite(run);
+  }
+}
+
+TEST_F(RlRun, FilteredSamplingKeepsLockstep) {
+  const Words filters[] = {{"policy.generation.temperature=0.7"},
+                           {"policy.generation.temperature=1.5", "policy.generation.top_k=5"},
+                           {"policy.generation.top_p=0.9"},
+                           {"policy.generation.min_p=0.05"},
+                           {"policy.generation.temperature=1.3", "policy.generation.top_k=20",
+                            "policy.generation.top_p=0.95", "policy.generation.min_p=0.01"}};
+  int i = 0;
+  for (Words more : filters) {
+    SCOPED_TRACE(joined(more));
+    more.push_back("checkpointing.enabled=false");
+    const loop::RunData run = done("run" + std::to_string(i++), more);
+    expect_lockstep(run);
+    expect_finite(run);
+  }
+}
+
+TEST_F(RlRun, EveryPrecisionKeepsLockstep) {
+  const Words precisions[] = {{"policy.precision=bf16"},
+                              {"policy.fp8_cfg.recipe=rowwise"},
+                              {"policy.fp8_cfg.recipe=tensorwise"},
+                              {"policy.fp8_cfg.use_weight_pow2_scale=true",
+                               "policy.fp8_cfg.use_activation_pow2_scale=true"},
+                              {"policy.fp8_cfg.num_first_layers_in_bf16=1"},
+                              {"policy.fp8_cfg.num_last_layers_in_bf16=1"}};
+  std::set<std::string> seen;
+  int i = 0;
+  for (Words more : precisions) {
+    SCOPED_TRACE(joined(more));
+    more.push_back("checkpointing.enabled=false");
+    const loop::RunData run = done("run" + std::to_string(i++), more);
+    expect_lockstep(run);
+    expect_finite(run);
+    for (const std::string& sum : checksums(run)) seen.insert(sum);
+  }
+  EXPECT_EQ(seen.size(), 6u * 3u);  // each setting is in effect
+}
+
+// The measuring device works: two precisions show in the same metrics, and corrections for it run.
+TEST_F(RlRun, PrecisionsApartShowAsMismatch) {
+  const Words apart = {"policy.precision=bf16", "policy.generation.precision=fp8",
+                       "checkpointing.enabled=false"};
+  const Words bounds = {"loss_fn.use_importance_sampling_correction=true",
+                        "loss_fn.truncated_importance_sampling_ratio=2",
+                        "loss_fn.truncated_importance_sampling_ratio_min=0.5"};
+  for (const std::string type : {"none", "off", "tis", "icepop", "seq-mask-tis"}) {
+    Words more = apart;
+    if (type != "none") {
+      more.push_back("loss_fn.truncated_importance_sampling_type=" + type);
+      more.push_back(bounds[0]);
+      if (type != "off") more.push_back(bounds[1]);
+      if (type == "icepop" || type == "seq-mask-tis") more.push_back(bounds[2]);
+    }
+    SCOPED_TRACE(type);
+    const loop::RunData run = done("run_" + type, more);
+    expect_finite(run);
+    ASSERT_EQ(run.rows.size(), 3u);
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_GT(values(run, "train/token_mult_prob_error")[i], 1.001);
+      EXPECT_GT(values(run, "train/gen_kl_error")[i], 0);
+      EXPECT_GT(values(run, "train/logprobs_different")[i],
+                values(run, "train/logprobs_compared")[i] / 2);
+    }
+  }
+}
+
+TEST_F(RlRun, AFileOfPromptsEndsAfterItsEpochs) {
+  std::string text;
+  for (int i = 0; i < 8; ++i)
+    text += R"({"prompt": "reverse abc=", "label": "cba"})"
+            "\n";
+  put("train.jsonl", text);
+  const Words file = {"data.train.task=null",
+                      "data.train.data_path=" + (dir / "train.jsonl").string(),
+                      "grpo.max_num_epochs=2", "grpo.max_num_steps=50"};
+  const loop::RunData run = done("file", file);
+  EXPECT_EQ(run.rows.size(), 4u);  // 2 passes over 8 prompts, 4 a step
+  ASSERT_FALSE(run.rows.empty());
+  EXPECT_EQ(run.rows.back().values.count("validation/accuracy"), 1u);
+  EXPECT_TRUE(std::filesystem::exists(dir / "file" / "checkpoints" / "step_4"));
+}
+
+}  // namespace
+}  // namespace lockstep
