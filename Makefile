@@ -2,11 +2,12 @@
 JOBS ?= $(shell nproc)
 SOURCES = $(shell git ls-files '*.h' '*.cpp')
 
-.PHONY: help setup build demo test test-asan test-tsan bench format tidy clean
+.PHONY: help setup build demo check-demo test test-asan test-tsan bench format tidy clean
 
 help:
 	@echo "make build      set up and build build/lockstep"
 	@echo "make demo       set up, build, and teach a small model by reinforcement learning"
+	@echo "make check-demo the demo with 1 thread, with 2, and killed and resumed: the same bits"
 	@echo "make test       set up, build everything, run all tests"
 	@echo "make test-asan  the fast tests under AddressSanitizer and UBSan (test-tsan: threads)"
 	@echo "make bench      build and run the benchmarks"
@@ -29,6 +30,9 @@ build: setup build/build.ninja
 # A run that already stands in runs/demo is kept as runs/demo.1, .2, ...
 demo: build
 	build/lockstep rl --config configs/demo.yaml $(if $(wildcard runs/demo/config.yaml),--fresh)
+
+check-demo: build
+	@python3 tools/check_demo.py --binary build/lockstep
 
 test: setup build/build.ninja
 	@cmake --build build -j $(JOBS)
