@@ -154,7 +154,7 @@ TEST_F(Faults, SettingsThatMakeNoSense) {
       {{"grpo.num_generations_per_prompt=0"}, {"grpo.num_generations_per_prompt"}},
       {{"policy.max_total_sequence_length=100000"},
        {"policy.max_total_sequence_length", "positions"}},
-      {{"policy.generation.num_blocks=1"}, {"num_blocks"}},
+      {{"policy.generation.num_blocks=5"}, {"policy.generation.num_blocks", "6"}},
       {{"policy.generation.block_size=0"}, {"policy.generation.block_size"}},
       {{"policy.generation.max_num_batched_tokens=0"},
        {"policy.generation.max_num_batched_tokens"}},
@@ -174,6 +174,7 @@ TEST_F(Faults, SettingsThatMakeNoSense) {
       {{"policy.fp8_cfg.recipe=blokwise"}, {"policy.fp8_cfg.recipe", "blockwise"}},
   };
   for (const auto& c : cases) expect_fault(c.more, 2, c.texts);
+  EXPECT_FALSE(fs::exists(dir / "fault"));  // found before anything was written
   EXPECT_EQ(run({"rl"}).code, 2);
   EXPECT_TRUE(holds(run({"rl"}).text, "policy.model_name is missing")) << run({"rl"}).text;
 }
@@ -186,12 +187,13 @@ TEST_F(Faults, DataFiles) {
   put("key.jsonl", "{\"prompt\": \"a\", \"label\": \"b\"}\n{\"question\": \"a\"}\n");
   put("empty.jsonl", "");
   put("long.jsonl", "{\"prompt\": \"a\", \"label\": \"b\"}\n{\"prompt\": \"" +
-                        std::string(45, 'x') + "\", \"label\": \"b\"}\n");
+                        std::string(48, 'x') + "\", \"label\": \"b\"}\n");
   expect_fault(with("broken.jsonl"), 2, {"broken.jsonl:2"});
   expect_fault(with("key.jsonl"), 2, {"key.jsonl:2", "prompt"});
   expect_fault(with("empty.jsonl"), 2, {"empty.jsonl"});
   expect_fault(with("absent.jsonl"), 2, {"absent.jsonl"});
-  expect_fault(with("long.jsonl"), 2, {"long.jsonl:2", "45", "policy.max_total_sequence_length"});
+  expect_fault(with("long.jsonl"), 2,
+               {"long.jsonl, prompt 2", "48 tokens", "policy.max_total_sequence_length"});
 }
 
 TEST_F(Faults, Models) {
@@ -235,8 +237,9 @@ TEST_F(Faults, Models) {
 }
 
 TEST_F(Faults, ExternalRewards) {
-  const auto with = [](const std::string& script) -> Words {
-    return {"env.reward=external", "env.command=[sh, -c, '" + script + "']", "env.timeout_s=0.5"};
+  const auto with = [&](const std::string& script) -> Words {
+    return {"env.reward=external", "env.command=[sh, " + put("reward.sh", script).string() + "]",
+            "env.timeout_s=0.5"};
   };
   expect_fault(with("echo no such luck >&2; exit 3"), 3,
                {"external reward", "status 3", "no such luck"}, "crash");
@@ -247,7 +250,7 @@ TEST_F(Faults, ExternalRewards) {
   // One that crashes later costs the steps since the last checkpoint and no more.
   const std::string count = (dir / "count").string();
   const std::string once = "echo x >> " + count + "; test $(wc -l < " + count +
-                           ") -ne 6 || exit 9; sed \"s/.*/{\\\\\"score\\\\\": 1}/\"";
+                           ") -ne 7 || exit 9; sed 's/.*/{\"score\": 1}/'";
   Words more = with(once);
   for (const char* word :
        {"checkpointing.enabled=true", "grpo.max_num_steps=6", "env.timeout_s=60"})
