@@ -18,7 +18,13 @@ inline constexpr float kLn2Low = -0x1.05c61p-29f;
 inline constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
 inline constexpr std::uint32_t kRoundMagicBits = 0x4B400000u;
 
-LOCKSTEP_HD inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+LOCKSTEP_HD inline float fma(float a, float b, float c) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
 
 // 2^n * p with p in [0.7, 1.42) and n in [-150, 128], rounded once.
 LOCKSTEP_HD inline float scale_by_power(float p, std::uint32_t n) {

@@ -79,6 +79,18 @@ TEST_F(Compare, FinalLossIsTheMeanOfTheLastTenth) {
   EXPECT_EQ(find(values, "validation/loss"), nullptr);
 }
 
+TEST_F(Compare, ValuesThatAreNotFiniteCountInNoMean) {
+  put("metrics.jsonl",
+      "{\"step\": 1, \"x\": 3.0, \"gone\": null}\n{\"step\": 2, \"x\": null}\n"
+      "{\"step\": 3, \"x\": 5.0}\n{\"step\": 4, \"x\": null}\n");
+  const RunData run = read_run(dir);
+  EXPECT_EQ(mean_value(run, "x"), 4.0);
+  EXPECT_EQ(sum_values(run, "x"), 8.0);
+  EXPECT_EQ(last_value(run, "x"), 5.0);
+  EXPECT_EQ(first_value(run, "gone"), std::nullopt);
+  EXPECT_EQ(mean_value(run, "gone"), std::nullopt);
+}
+
 TEST_F(Compare, NamesConfigurationDifferences) {
   write_rl_run(dir / "a", 1);
   write_rl_run(dir / "b", 1);
