@@ -15,6 +15,7 @@ const std::vector<EnvVariable>& env_registry() {
        "force the CPU code path (all give the same bits)"},
       {"LOCKSTEP_FAILPOINT", "NAME",
        "tests: kill the process (SIGKILL) when the named failpoint is reached"},
+      {"OMP_NUM_THREADS", "NUMBER", "CPU threads where num_threads is 0; read by OpenMP"},
       {"OMP_WAIT_POLICY", "passive | active",
        "how threads wait for each other; lockstep takes passive when unset"},
   };

@@ -250,7 +250,8 @@ void add_pretrain(Keys& keys, PretrainConfig& c) {
 std::vector<ConfigKey> config_keys(RunConfig& c) {
   Keys keys;
   add_operational(keys, "device", &c.device, kAny, "backend", {"auto", "cpu", "cuda"});
-  add_operational(keys, "num_threads", &c.num_threads, {0, 4096}, "CPU threads; 0: all");
+  add_operational(keys, "num_threads", &c.num_threads, {0, 4096},
+                  "CPU threads; 0: OMP_NUM_THREADS, or else all cores");
   add_grpo(keys, c.grpo);
   add_loss(keys, c.loss_fn);
   add_policy(keys, c.policy);

@@ -1,9 +1,10 @@
 #include "tensor/tensor.h"
 
+#include <omp.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <thread>
 
 #include "base/env.h"
 
@@ -187,8 +188,7 @@ Isa best_isa() {
 }
 
 Context cpu_context(Arena& workspace, int threads) {
-  const int all = static_cast<int>(std::thread::hardware_concurrency());
-  return {Device::kCpu, best_isa(), threads > 0 ? threads : (all > 0 ? all : 1), &workspace};
+  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(), &workspace};
 }
 
 }  // namespace lockstep::tensor

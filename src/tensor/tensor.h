@@ -159,7 +159,8 @@ struct Context {
   Arena* workspace = nullptr;
 };
 
-// threads = 0: as many as the machine has.
+// threads = 0: as many as OpenMP would take: OMP_NUM_THREADS, or else one for each core that this
+// process may use.
 Context cpu_context(Arena& workspace, int threads = 0);
 
 }  // namespace lockstep::tensor

@@ -100,6 +100,14 @@ TEST_F(RlRun, HowItIsComputedChangesNothing) {
                                       "logger.tensorboard_enabled=false"}));
 }
 
+TEST_F(RlRun, WithoutANumberOfThreadsOpenMpsIsTaken) {
+  const Words few = {"num_threads=0", "grpo.max_num_steps=1"};
+  const Outcome one = run(rl("one", few), {"OMP_NUM_THREADS=1"});
+  EXPECT_TRUE(holds(one.text, " 1 thread;")) << one.text;
+  const Outcome two = run(rl("two", few), {"OMP_NUM_THREADS=2"});
+  EXPECT_TRUE(holds(two.text, " 2 threads;")) << two.text;
+}
+
 TEST_F(RlRun, InstructionSetsAgree) {
   const Words few = {"grpo.max_num_steps=2", "grpo.num_prompts_per_step=2", "grpo.val_period=0",
                      "grpo.max_val_samples=2"};
