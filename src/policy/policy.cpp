@@ -120,8 +120,9 @@ void reset_step(Policy& p) {
 
 }  // namespace
 
-Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::span<const TrainSequence> sequences,
-               const ops::RowSampling& sampling, Logprobs* entropies) {
+Logprobs score(const tensor::Context& ctx, const model::ModelView& model,
+               std::span<const TrainSequence> sequences, const ops::RowSampling& sampling,
+               Logprobs* entropies) {
   const model::ModelConfig& c = model.weights->config;
   ArenaScope scratch(*ctx.workspace);
   const Packed packed = pack(*ctx.workspace, sequences, c.max_positions);
@@ -132,7 +133,8 @@ Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::s
   if (entropies != nullptr) *entropies = out;
   for (std::size_t r = 0; r < stats.size(); ++r) {
     out[packed.sequence_R[r]][packed.position_R[r]] = stats[r].logprob;
-    if (entropies != nullptr) (*entropies)[packed.sequence_R[r]][packed.position_R[r]] = stats[r].entropy;
+    if (entropies != nullptr)
+      (*entropies)[packed.sequence_R[r]][packed.position_R[r]] = stats[r].entropy;
   }
   return out;
 }

@@ -75,8 +75,9 @@ Policy make_policy(const tensor::Context& ctx, std::shared_ptr<model::Weights> w
                    const PolicyOptions& options);
 
 // Forward only. `sampling` gives temperature and filters. Entropies (same shape) may be null.
-Logprobs score(const tensor::Context& ctx, const model::ModelView& model, std::span<const data::TrainSequence> sequences,
-               const ops::RowSampling& sampling, Logprobs* entropies = nullptr);
+Logprobs score(const tensor::Context& ctx, const model::ModelView& model,
+               std::span<const data::TrainSequence> sequences, const ops::RowSampling& sampling,
+               Logprobs* entropies = nullptr);
 
 void begin_step(Policy& policy);
 

@@ -8,9 +8,12 @@
 namespace lockstep::sync {
 
 std::string weight_checksum(const model::ModelView& view) {
-  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                       &XXH3_freeState);
   LOCKSTEP_CHECK(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, "xxhash state");
-  const auto add = [&](const tensor::TensorView& t) { XXH3_128bits_update(state.get(), t.data, t.bytes()); };
+  const auto add = [&](const tensor::TensorView& t) {
+    XXH3_128bits_update(state.get(), t.data, t.bytes());
+  };
   for (std::size_t p = 0; p < view.weights->table.params.size(); ++p) {
     if (view.quantized->fp8[p]) {
       add(view.quantized->forward[p].codes_ENK);
@@ -25,7 +28,8 @@ std::string weight_checksum(const model::ModelView& view) {
 }
 
 RefitReport share(const model::ModelView& policy, const model::ModelView& rollout) {
-  LOCKSTEP_CHECK(policy.weights == rollout.weights, "policy and rollout hold different weights; share() needs one set");
+  LOCKSTEP_CHECK(policy.weights == rollout.weights,
+                 "policy and rollout hold different weights; share() needs one set");
   return {policy.weights->version, 0, weight_checksum(rollout)};
 }
 
