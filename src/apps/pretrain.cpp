@@ -28,7 +28,7 @@ void add_pretrain(CLI::App& app) {
                s.interrupted ? "interrupted" : "done", s.steps, s.seconds, s.first_loss,
                s.last_loss);
     if (s.validation_loss) fmt::print(", held-out {:.4f}", *s.validation_loss);
-    fmt::print("\nrun: {}\n", s.folder.string());
+    fmt::print("\nreport: {}\n", s.report.string());
     if (!s.output.empty()) fmt::print("model: {}\n", s.output.string());
     if (s.interrupted) throw CLI::RuntimeError(kInterrupted);
   });

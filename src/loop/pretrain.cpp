@@ -7,6 +7,7 @@
 #include "loop/corpus.h"
 #include "loop/interrupt.h"
 #include "loop/progress.h"
+#include "loop/report.h"
 #include "loop/setup.h"
 #include "loop/tensorboard.h"
 #include "model/checkpoint.h"
@@ -188,6 +189,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
     summary.output = p.output ? std::filesystem::path(*p.output) : session.folder.root / "model";
     model::save_checkpoint(*weights, &tokenizer, summary.output);
   }
+  summary.report = write_report(session.folder.root);
   summary.seconds = steady_time() - started;
   return summary;
 }
