@@ -73,6 +73,12 @@ void validate_rl(const RunConfig& config) {
     fail<InputError>("policy.model_name is missing: give the folder of a Hugging Face checkpoint");
   if (!config.data.train.task && !config.data.train.data_path)
     fail<InputError>("no training data: set data.train.task or data.train.data_path");
+  constexpr std::int64_t kMostSamples = std::int64_t{1} << 24;
+  if (config.grpo.num_prompts_per_step > kMostSamples / config.grpo.num_generations_per_prompt)
+    fail<InputError>(
+        "grpo.num_prompts_per_step {} x grpo.num_generations_per_prompt {} is above {} samples a "
+        "step",
+        config.grpo.num_prompts_per_step, config.grpo.num_generations_per_prompt, kMostSamples);
   const std::int64_t samples =
       config.grpo.num_prompts_per_step * config.grpo.num_generations_per_prompt;
   const std::int64_t global = train_global_batch_size(config);
