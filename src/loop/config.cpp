@@ -101,6 +101,11 @@ void validate_rl(const RunConfig& config) {
         "policy.max_total_sequence_length {} takes {} pages of policy.generation.block_size {}",
         *policy.generation.num_blocks, policy.max_total_sequence_length, pages, block);
   const LossConfig& loss = config.loss_fn;
+  if (loss.force_on_policy_ratio && global != samples)
+    fail<InputError>(
+        "loss_fn.force_on_policy_ratio needs one optimizer step a rollout, but "
+        "policy.train_global_batch_size is {} of the step's {} samples; leave it out",
+        global, samples);
   if (loss.truncated_importance_sampling_ratio && loss.truncated_importance_sampling_ratio_min &&
       *loss.truncated_importance_sampling_ratio_min > *loss.truncated_importance_sampling_ratio)
     fail<InputError>(

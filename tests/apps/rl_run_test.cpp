@@ -164,6 +164,29 @@ TEST_F(RlRun, EveryEstimatorAndLossRuns) {
   }
 }
 
+TEST_F(RlRun, DynamicSamplingCountsTheGroupsOfAllBatches) {
+  // One token is never a right answer: all batches are drawn and every group of them is dropped.
+  const loop::RunData run =
+      done("a", {"grpo.adv_estimator.name=dapo", "grpo.dynamic_sampling_max_gen_batches=3",
+                 "policy.generation.max_new_tokens=1"});
+  for (const double batches : values(run, "train/generation_batches")) EXPECT_EQ(batches, 3);
+  for (const double dropped : values(run, "train/groups_dropped")) EXPECT_EQ(dropped, 12);
+}
+
+TEST_F(RlRun, TheRolloutsFiguresLeaveEvaluationOut) {
+  Words never = {"policy.generation.num_blocks=6", "policy.generation.max_num_seqs=8"};
+  Words often = never;
+  never.push_back("grpo.val_period=0"), never.push_back("grpo.val_at_start=false");
+  often.push_back("grpo.val_period=1");
+  const auto preemptions = [&](const char* name, const Words& more) {
+    return values(done(name, more), "rollout/preemptions");
+  };
+  const auto want = preemptions("never", never);
+  ASSERT_EQ(want.size(), 3u);
+  EXPECT_GT(want[0], 0);
+  EXPECT_EQ(preemptions("often", often), want);
+}
+
 TEST_F(RlRun, FilteredSamplingKeepsLockstep) {
   const Words filters[] = {{"policy.generation.temperature=0.7"},
                            {"policy.generation.temperature=1.5", "policy.generation.top_k=5"},
