@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "apps/verbs.h"
-#include "loop/config_load.h"
 
 namespace lockstep::apps {
 
@@ -21,12 +20,12 @@ void add_pretrain(CLI::App& app) {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
     loop::validate_pretrain(config);  // before anything is moved or printed
+    if (print_config(options, config)) return;
     make_room(options, config);
-    fmt::print("{}\n", loop::config_to_yaml(config));
     const loop::PretrainSummary s = loop::run_pretrain(config, loop::parse_resume(options.resume));
-    fmt::print("\n{} after {} steps, {:.1f} s\nloss: {:.4f} -> {:.4f}",
-               s.interrupted ? "interrupted" : "done", s.steps, s.seconds, s.first_loss,
-               s.last_loss);
+    const char* end = end_of_run(s.interrupted, config.checkpointing.enabled);
+    fmt::print("\n{} after {} steps, {:.1f} s\nloss: {:.4f} -> {:.4f}", end, s.steps, s.seconds,
+               s.first_loss, s.last_loss);
     if (s.validation_loss) fmt::print(", held-out {:.4f}", *s.validation_loss);
     fmt::print("\nreport: {}\n", s.report.string());
     if (!s.output.empty()) fmt::print("model: {}\n", s.output.string());

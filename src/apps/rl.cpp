@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include "apps/verbs.h"
-#include "loop/config_load.h"
 #include "loop/rl_loop.h"
 
 namespace lockstep::apps {
@@ -9,10 +8,8 @@ namespace lockstep::apps {
 namespace {
 
 void print_summary(const loop::RlSummary& s, bool saved) {
-  const char* end = !s.interrupted ? "done"
-                    : saved        ? "interrupted, resumable with --resume auto,"
-                                   : "interrupted, not saved (checkpointing.enabled is false),";
-  fmt::print("\n{} after {} steps, {:.1f} s\n", end, s.steps, s.seconds);
+  fmt::print("\n{} after {} steps, {:.1f} s\n", end_of_run(s.interrupted, saved), s.steps,
+             s.seconds);
   if (s.first_accuracy && s.last_accuracy)
     fmt::print("held-out accuracy: {:.3f} -> {:.3f}\n", *s.first_accuracy, *s.last_accuracy);
   fmt::print("policy against rollout: {} of {} log-probabilities differ\n", s.logprobs_different,
@@ -32,8 +29,8 @@ void add_rl(CLI::App& app) {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
     loop::validate_rl(config);  // before anything is moved or printed
+    if (print_config(options, config)) return;
     make_room(options, config);
-    fmt::print("{}\n", loop::config_to_yaml(config));
     const loop::RlSummary summary = loop::run_rl(config, loop::parse_resume(options.resume));
     print_summary(summary, config.checkpointing.enabled);
     if (summary.interrupted) throw CLI::RuntimeError(kInterrupted);

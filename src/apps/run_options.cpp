@@ -19,6 +19,8 @@ void add_run_options(CLI::App& verb, RunOptions& options) {
   verb.add_flag("--markdown", options.markdown,
                 "with --keys: as the Markdown table of docs/configuration.md");
   verb.add_flag("--keys", options.keys, "list all configuration keys with their defaults, and end");
+  verb.add_flag("--print-config", options.print_config,
+                "print every key as resolved from files, overrides and defaults, and end");
   verb.add_option("overrides", options.overrides,
                   "dotted overrides, for example policy.optimizer.lr=1e-6");
 }
@@ -36,6 +38,17 @@ loop::RunConfig read_config(const RunOptions& options) {
     base::fail<base::InputError>("--fresh starts anew and --resume {} goes on: give one of them",
                                  options.resume);
   return loop::load_config({options.configs.begin(), options.configs.end()}, options.overrides);
+}
+
+bool print_config(const RunOptions& options, const loop::RunConfig& config) {
+  if (options.print_config) fmt::print("{}", loop::config_to_yaml(config));
+  return options.print_config;
+}
+
+const char* end_of_run(bool interrupted, bool saved) {
+  if (!interrupted) return "done";
+  return saved ? "interrupted, resumable with --resume auto,"
+               : "interrupted, not saved (checkpointing.enabled is false),";
 }
 
 void make_room(const RunOptions& options, const loop::RunConfig& config) {

@@ -26,12 +26,14 @@ constexpr const char* kInterruptHelp =
     "back to the last checkpoint. Exit codes: 0 done, 2 bad input, 3 the machine failed (disk,\n"
     "another program), 4 a defect of lockstep, 130 interrupted.";
 
-// --config, dotted overrides, --resume, --fresh and --keys of a verb that runs something.
+// --config, dotted overrides, --resume, --fresh, --keys and --print-config of a verb that runs
+// something.
 struct RunOptions {
   std::vector<std::string> configs, overrides;
   std::string resume = "never";
   bool fresh = false;
   bool keys = false, markdown = false;
+  bool print_config = false;
 };
 void add_run_options(CLI::App& verb, RunOptions& options);
 
@@ -40,6 +42,13 @@ bool print_keys(const RunOptions& options);
 
 // The configuration of these options.
 loop::RunConfig read_config(const RunOptions& options);
+
+// True when --print-config was asked for: the configuration has been printed as YAML and there is
+// nothing to run.
+bool print_config(const RunOptions& options, const loop::RunConfig& config);
+
+// The first words of a run's summary: "done", or "interrupted, ..." with what can be done next.
+const char* end_of_run(bool interrupted, bool saved);
 
 // With --fresh: a run that stands in logger.log_dir is renamed to log_dir.1, .2, ... and named on
 // standard output. SystemError while another process has it.

@@ -1,6 +1,9 @@
 #include "loop/interrupt.h"
 
+#include <unistd.h>
+
 #include <csignal>
+#include <string_view>
 
 namespace lockstep::loop {
 
@@ -14,6 +17,9 @@ void on_signal(int signal) {
     std::signal(signal, SIG_DFL);
     std::raise(signal);
   }
+  constexpr std::string_view kNotice =
+      "\nfinishing this step; a second time ends the run at once, back to its last checkpoint\n";
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kNotice.data(), kNotice.size());
 }
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include "base/file_io.h"
 #include "loop/config_load.h"
 #include "loop/corpus.h"
+#include "loop/headline.h"
 #include "loop/interrupt.h"
 #include "loop/progress.h"
 #include "loop/report.h"
@@ -127,13 +128,18 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
 
   TrainState state;
   const Session session = open_session(config, resume, policy, state);
-  session.log.info(corpus.description());
   MetricsWriter metrics_file(session.folder.metrics());
   std::optional<TensorBoardWriter> tensorboard;
   if (config.logger.tensorboard_enabled)
     tensorboard.emplace(session.folder.tensorboard(), wall_time(), session.resumed_after);
   Progress progress(stdout, state.step, p.max_num_steps);
-  progress.note(corpus.description());
+  for (const std::string& line :
+       {model_headline(config, weights->config, parameter_count(weights->table)),
+        "data     " + corpus.description(), machine_headline(policy.ctx),
+        folder_headline(config)}) {
+    session.log.info(line);
+    progress.note(line);
+  }
   PretrainSummary summary;
   summary.folder = session.folder.root;
   summary.steps = state.step;

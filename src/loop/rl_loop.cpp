@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file_io.h"
+#include "loop/headline.h"
 #include "loop/interrupt.h"
 #include "loop/progress.h"
 #include "loop/report.h"
@@ -117,6 +118,11 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     tensorboard.emplace(session.folder.tensorboard(), wall_time(), session.resumed_after);
   const std::int64_t last = config.grpo.max_num_steps;
   Progress progress(stdout, state.step, last);
+  for (const std::string& line : rl_headlines(
+           config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx)) {
+    session.log.info(line);
+    progress.note(line);
+  }
   RlSummary summary;
   summary.folder = session.folder.root;
   summary.steps = state.step;

@@ -84,6 +84,18 @@ TEST_F(Cli, KeysListsEveryKeyAndTheDocumentIsCurrent) {
       << "run: build/lockstep rl --keys --markdown, and put it into docs/configuration.md";
 }
 
+TEST_F(Cli, PrintConfigIsAConfigurationAndStartsNothing) {
+  const std::string overrides =
+      "policy.model_name=models/demo data.train.task=sort grpo.seed=7 logger.log_dir=" +
+      path("run");
+  const Outcome out = lockstep("rl --print-config " + overrides);
+  EXPECT_EQ(out.code, 0) << out.text;
+  EXPECT_TRUE(holds(out.text, "  seed: 7\n"));
+  put("printed.yaml", out.text);
+  EXPECT_EQ(lockstep("rl --print-config --config " + path("printed.yaml")).text, out.text);
+  EXPECT_FALSE(std::filesystem::exists(dir / "run"));
+}
+
 TEST_F(Cli, CompareRequireEqualTellsEqualRunsFromOthers) {
   loop::write_rl_run(dir / "a", 3);
   loop::write_rl_run(dir / "b", 3);

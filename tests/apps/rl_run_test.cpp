@@ -1,5 +1,6 @@
 // Whole runs of the binary: what metrics.jsonl holds, that policy and rollout agree to the bit in
 // every mode, and that nothing about the machine or the batch shows in the figures.
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -62,6 +63,8 @@ TEST_F(RlRun, OnAPipeThereIsOneLineAStepAndNoBar) {
   std::size_t lines = 0;
   for (std::size_t at = 0; (at = out.text.find("\nstep ", at)) != std::string::npos; ++at) ++lines;
   EXPECT_EQ(lines, 3u) << out.text;
+  EXPECT_EQ(out.text.rfind("model    ", 0), 0u) << out.text;  // what runs, in a few lines
+  EXPECT_LE(std::count(out.text.begin(), out.text.end(), '\n'), 14) << out.text;
   EXPECT_TRUE(holds(out.text, ": 0 of ")) << out.text;
   EXPECT_TRUE(holds(out.text, (dir / "a" / "report.html").string())) << out.text;
 }

@@ -1,0 +1,69 @@
+#include "loop/headline.h"
+
+#include <fmt/format.h>
+
+#include "numerics/contract.h"
+
+namespace lockstep::loop {
+
+namespace {
+
+std::string precision_text(const std::string& precision, const Fp8Config& fp8) {
+  if (precision != "fp8") return precision;
+  std::string text = "fp8 " + fp8.recipe;
+  if (fp8.num_first_layers_in_bf16 > 0 || fp8.num_last_layers_in_bf16 > 0)
+    text += fmt::format(" (first {} and last {} layers bf16)", fp8.num_first_layers_in_bf16,
+                        fp8.num_last_layers_in_bf16);
+  return text;
+}
+
+std::string count_text(std::int64_t n) {
+  const auto x = static_cast<double>(n);
+  if (x >= 1e9) return fmt::format("{:.2f} G", x / 1e9);
+  if (x >= 1e6) return fmt::format("{:.2f} M", x / 1e6);
+  return fmt::format("{:.0f} k", x / 1e3);
+}
+
+}  // namespace
+
+std::int64_t parameter_count(const model::ParamTable& table) {
+  std::int64_t n = 0;
+  for (const model::Param& param : table.params)
+    for (const model::ParamPart& part : param.parts) n += part.rows * part.columns;
+  return n;
+}
+
+std::string model_headline(const RunConfig& config, const model::ModelConfig& model,
+                           std::int64_t parameters) {
+  const std::string policy = precision_text(config.policy.precision, config.policy.fp8_cfg);
+  const std::string rollout = precision_text(generation_precision(config), generation_fp8(config));
+  return fmt::format("model    {}: {} parameters, {} layers, {} experts ({} a token), {}",
+                     config.policy.model_name.empty() ? "new" : config.policy.model_name,
+                     count_text(parameters), model.num_layers, model.num_experts,
+                     model.router.top_k,
+                     policy == rollout ? policy : policy + " against a rollout in " + rollout);
+}
+
+std::string machine_headline(const tensor::Context& ctx) {
+  return fmt::format("machine  cpu: {}, {} thread{}; numerics contract {}",
+                     tensor::isa_name(ctx.isa), ctx.threads, ctx.threads == 1 ? "" : "s",
+                     numerics::kContractVersion);
+}
+
+std::string folder_headline(const RunConfig& config) {
+  return fmt::format("run      {}: config.yaml has every key", config.logger.log_dir);
+}
+
+std::vector<std::string> rl_headlines(const RunConfig& config, const model::ModelConfig& model,
+                                      std::int64_t parameters, const tensor::Context& ctx) {
+  const GrpoConfig& g = config.grpo;
+  const DataSourceConfig& train = config.data.train;
+  return {model_headline(config, model, parameters),
+          fmt::format("task     {}, reward {}; {}, {} prompts x {} samples, {} steps",
+                      train.task ? *train.task : train.data_path.value_or(""), config.env.reward,
+                      g.adv_estimator.name, g.num_prompts_per_step, g.num_generations_per_prompt,
+                      g.max_num_steps),
+          machine_headline(ctx), folder_headline(config)};
+}
+
+}  // namespace lockstep::loop

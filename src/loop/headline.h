@@ -1,0 +1,30 @@
+// What a run is, in a few lines: printed before its first step, and written to its log. Every key
+// stands in the run folder's config.yaml.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "loop/config.h"
+#include "loop/setup.h"
+#include "model/parameters.h"
+
+namespace lockstep::loop {
+
+// Elements of all tensors of the checkpoint, without the slab's padding.
+std::int64_t parameter_count(const model::ParamTable& table);
+
+// "model    models/demo: 0.96 M parameters, 4 layers, 8 experts (2 a token), fp8 blockwise". The
+// rollout's precision is named where it is not the policy's.
+std::string model_headline(const RunConfig& config, const model::ModelConfig& model,
+                           std::int64_t parameters);
+// "machine  cpu: avx512, 2 threads; numerics contract 1"
+std::string machine_headline(const tensor::Context& ctx);
+// "run      runs/demo: config.yaml has every key"
+std::string folder_headline(const RunConfig& config);
+
+// All lines for reinforcement learning: model, task, machine, run.
+std::vector<std::string> rl_headlines(const RunConfig& config, const model::ModelConfig& model,
+                                      std::int64_t parameters, const tensor::Context& ctx);
+
+}  // namespace lockstep::loop
