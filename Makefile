@@ -4,11 +4,12 @@ JOBS ?= $(shell nproc)
 export OMP_WAIT_POLICY ?= passive
 SOURCES = $(shell git ls-files '*.h' '*.cpp')
 
-.PHONY: help setup build demo precision-proof test test-asan test-tsan bench format tidy clean
+.PHONY: help setup build demo check-demo precision-proof test test-asan test-tsan bench format tidy clean
 
 help:
 	@echo "make build      set up and build build/lockstep"
 	@echo "make demo       set up, build, and teach a small model by reinforcement learning"
+	@echo "make check-demo the demo with 1 thread, with 2, and killed and resumed: the same bits"
 	@echo "make test       set up, build everything, run all tests"
 	@echo "make test-asan  the fast tests under AddressSanitizer and UBSan (test-tsan: threads)"
 	@echo "make precision-proof  pretrain on English text in BF16 and in FP8, and compare (docs/precision.md)"
@@ -41,6 +42,10 @@ precision-proof: build
 	build/lockstep pretrain --config configs/pretrain_text.yaml policy.precision=fp8 logger.log_dir=runs/text_fp8 \
 	  $(if $(wildcard runs/text_fp8/config.yaml),--fresh)
 	build/lockstep compare runs/text_bf16 runs/text_fp8 --output runs/precision_proof.html
+
+# The demo with 1 thread, with 2, and killed at random and resumed: the same bits.
+check-demo: build
+	@python3 tools/check_demo.py --binary build/lockstep
 
 test: setup build/build.ninja
 	@cmake --build build -j $(JOBS)

@@ -10,7 +10,7 @@
 #include "base/error.h"
 
 // Exit codes: 0 done, 1 a verb's "no" (compare --require-equal, doctor), 2 bad input, 3 the world
-// failed, 4 a defect.
+// failed, 4 a defect, kInterrupted.
 constexpr int kBadInput = 2;
 
 // Keeps the message behind what was printed so far, also in a file.

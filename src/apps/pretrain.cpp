@@ -11,12 +11,16 @@ void add_pretrain(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "pretrain", "next-token training on text, JSONL or built-in demonstrations");
   verb->footer(
-      "Example: lockstep pretrain --config configs/demo_pretrain.yaml policy.precision=bf16");
+      std::string(
+          "Example: lockstep pretrain --config configs/demo_pretrain.yaml policy.precision=bf16\n"
+          "\n") +
+      kInterruptHelp);
   static RunOptions options;
   add_run_options(*verb, options);
   verb->callback([] {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
+    loop::validate_pretrain(config);  // before anything is moved or printed
     make_room(options, config);
     fmt::print("{}\n", loop::config_to_yaml(config));
     const loop::PretrainSummary s = loop::run_pretrain(config, loop::parse_resume(options.resume));
@@ -24,8 +28,9 @@ void add_pretrain(CLI::App& app) {
                s.interrupted ? "interrupted" : "done", s.steps, s.seconds, s.first_loss,
                s.last_loss);
     if (s.validation_loss) fmt::print(", held-out {:.4f}", *s.validation_loss);
-    fmt::print("\nrun: {}\n", s.folder.string());
+    fmt::print("\nreport: {}\n", s.report.string());
     if (!s.output.empty()) fmt::print("model: {}\n", s.output.string());
+    if (s.interrupted) throw CLI::RuntimeError(kInterrupted);
   });
 }
 

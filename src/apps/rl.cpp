@@ -8,10 +8,11 @@ namespace lockstep::apps {
 
 namespace {
 
-void print_summary(const loop::RlSummary& s) {
-  fmt::print("\n{} after {} steps, {:.1f} s\n",
-             s.interrupted ? "interrupted, resumable with --resume auto," : "done", s.steps,
-             s.seconds);
+void print_summary(const loop::RlSummary& s, bool saved) {
+  const char* end = !s.interrupted ? "done"
+                    : saved        ? "interrupted, resumable with --resume auto,"
+                                   : "interrupted, not saved (checkpointing.enabled is false),";
+  fmt::print("\n{} after {} steps, {:.1f} s\n", end, s.steps, s.seconds);
   if (s.first_accuracy && s.last_accuracy)
     fmt::print("held-out accuracy: {:.3f} -> {:.3f}\n", *s.first_accuracy, *s.last_accuracy);
   fmt::print("policy against rollout: {} of {} log-probabilities differ\n", s.logprobs_different,
@@ -23,16 +24,19 @@ void print_summary(const loop::RlSummary& s) {
 
 void add_rl(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("rl", "reinforcement learning on a verifiable task");
-  verb->footer(
-      "Example: lockstep rl --config configs/demo.yaml grpo.max_num_steps=40 --resume auto");
+  verb->footer(std::string("Example: lockstep rl --config configs/demo.yaml --resume auto\n\n") +
+               kInterruptHelp);
   static RunOptions options;
   add_run_options(*verb, options);
   verb->callback([] {
     if (print_keys(options)) return;
     const loop::RunConfig config = read_config(options);
+    loop::validate_rl(config);  // before anything is moved or printed
     make_room(options, config);
     fmt::print("{}\n", loop::config_to_yaml(config));
-    print_summary(loop::run_rl(config, loop::parse_resume(options.resume)));
+    const loop::RlSummary summary = loop::run_rl(config, loop::parse_resume(options.resume));
+    print_summary(summary, config.checkpointing.enabled);
+    if (summary.interrupted) throw CLI::RuntimeError(kInterrupted);
   });
 }
 

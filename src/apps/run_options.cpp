@@ -32,14 +32,14 @@ bool print_keys(const RunOptions& options) {
 }
 
 loop::RunConfig read_config(const RunOptions& options) {
+  if (options.fresh && options.resume != "never")
+    base::fail<base::InputError>("--fresh starts anew and --resume {} goes on: give one of them",
+                                 options.resume);
   return loop::load_config({options.configs.begin(), options.configs.end()}, options.overrides);
 }
 
 void make_room(const RunOptions& options, const loop::RunConfig& config) {
   if (!options.fresh) return;
-  if (options.resume != "never")
-    base::fail<base::InputError>("--fresh starts anew and --resume {} goes on: give one of them",
-                                 options.resume);
   const std::filesystem::path folder = config.logger.log_dir;
   if (!loop::holds_run(folder)) return;
   const loop::RunFolder held = loop::open_run_folder(folder, true);  // nobody else may be in it

@@ -16,6 +16,16 @@ void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
 void add_doctor(CLI::App& app);
 
+// Exit code of a run that SIGINT or SIGTERM ended before its last step.
+constexpr int kInterrupted = 130;
+// What --help says about it.
+constexpr const char* kInterruptHelp =
+    "Ctrl-C (or SIGTERM) ends the run after the current step with a checkpoint and exit code 130;\n"
+    "the same command with --resume auto goes on to the same bits. A second Ctrl-C ends it at "
+    "once,\n"
+    "back to the last checkpoint. Exit codes: 0 done, 2 bad input, 3 the machine failed (disk,\n"
+    "another program), 4 a defect of lockstep, 130 interrupted.";
+
 // --config, dotted overrides, --resume, --fresh and --keys of a verb that runs something.
 struct RunOptions {
   std::vector<std::string> configs, overrides;

@@ -86,6 +86,14 @@ void validate_rl(const RunConfig& config) {
         "policy.generation.max_new_tokens is {}, which leaves no room for a prompt within "
         "policy.max_total_sequence_length, {}",
         policy.generation.max_new_tokens, policy.max_total_sequence_length);
+  // The last token of a sequence is never computed.
+  const std::int64_t block = policy.generation.block_size;
+  const std::int64_t pages = (policy.max_total_sequence_length - 1 + block - 1) / block;
+  if (policy.generation.num_blocks && *policy.generation.num_blocks < pages)
+    fail<InputError>(
+        "policy.generation.num_blocks is {}, but one sequence of "
+        "policy.max_total_sequence_length {} takes {} pages of policy.generation.block_size {}",
+        *policy.generation.num_blocks, policy.max_total_sequence_length, pages, block);
   const LossConfig& loss = config.loss_fn;
   if (loss.truncated_importance_sampling_ratio && loss.truncated_importance_sampling_ratio_min &&
       *loss.truncated_importance_sampling_ratio_min > *loss.truncated_importance_sampling_ratio)

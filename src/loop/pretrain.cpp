@@ -7,6 +7,7 @@
 #include "loop/corpus.h"
 #include "loop/interrupt.h"
 #include "loop/progress.h"
+#include "loop/report.h"
 #include "loop/setup.h"
 #include "loop/tensorboard.h"
 #include "model/checkpoint.h"
@@ -137,7 +138,9 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   summary.folder = session.folder.root;
   summary.steps = state.step;
 
-  for (std::int64_t step = state.step + 1; step <= p.max_num_steps && !interrupted(); ++step) {
+  // Asked once a step, so that the step that ends the run is the one that was saved.
+  bool stop = interrupted();
+  for (std::int64_t step = state.step + 1; step <= p.max_num_steps && !stop; ++step) {
     const double start = steady_time();
     const policy::StepResult r =
         train_step(config, policy, corpus, step, policy::learning_rate(lr, step));
@@ -166,7 +169,8 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
     summary.last_loss = r.loss;
     const bool due =
         config.checkpointing.save_period > 0 && step % config.checkpointing.save_period == 0;
-    if (config.checkpointing.enabled && (due || last || interrupted())) {
+    stop = interrupted();
+    if (config.checkpointing.enabled && (due || last || stop)) {
       metrics_file.sync();
       save_session(config, session, policy, tokenizer, state, metrics);
     }
@@ -180,11 +184,12 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
         steady_time() - started);
   }
   progress.clear();
-  summary.interrupted = interrupted() && state.step < p.max_num_steps;
+  summary.interrupted = stop && state.step < p.max_num_steps;
   if (!summary.interrupted) {
     summary.output = p.output ? std::filesystem::path(*p.output) : session.folder.root / "model";
     model::save_checkpoint(*weights, &tokenizer, summary.output);
   }
+  summary.report = write_report(session.folder.root);
   summary.seconds = steady_time() - started;
   return summary;
 }

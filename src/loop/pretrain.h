@@ -13,7 +13,8 @@ struct PretrainSummary {
   double first_loss = 0, last_loss = 0;   // of training steps of this process
   std::optional<double> validation_loss;  // the last one
   double seconds = 0;
-  std::filesystem::path folder, output;  // output: the Hugging Face folder, when finished
+  std::filesystem::path folder, report;
+  std::filesystem::path output;  // the Hugging Face folder; empty when interrupted
 };
 
 // Starts from policy.model_name when it is set, else from random weights of the shape

@@ -86,6 +86,19 @@ std::string step_line(std::int64_t step, const Metrics& m) {
                             number("timing/train/total_step_time"));
 }
 
+// The figures of all steps, also of those before a resume.
+void sum_up(const std::vector<MetricsRow>& rows, RlSummary& summary) {
+  for (const MetricsRow& row : rows) {
+    if (const auto v = row.values.find("validation/accuracy"); v != row.values.end()) {
+      const double accuracy = std::get<double>(v->second);
+      if (!summary.first_accuracy) summary.first_accuracy = accuracy;
+      summary.last_accuracy = accuracy;
+    }
+    summary.logprobs_compared += std::get<std::int64_t>(row.values.at("train/logprobs_compared"));
+    summary.logprobs_different += std::get<std::int64_t>(row.values.at("train/logprobs_different"));
+  }
+}
+
 }  // namespace
 
 RlSummary run_rl(const RunConfig& config, const Resume& resume) {
@@ -114,7 +127,14 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
                     config.logger.num_val_samples_to_print);
   };
 
-  for (std::int64_t step = state.step + 1; step <= last && !interrupted(); ++step) {
+  // Finite data ends the run with the step that uses up its last pass.
+  const auto data_used_up = [&] {
+    return run.next_prompt / run.train->size() >= config.grpo.max_num_epochs;
+  };
+  bool finished = state.step >= last || data_used_up();
+  // Asked once a step, so that the step that ends the run is the one that was saved.
+  bool stop = interrupted();
+  for (std::int64_t step = state.step + 1; !finished && !stop; ++step) {
     const double step_start = steady_time();
     Metrics metrics;
     std::optional<EvalResult> evaluation;
@@ -123,6 +143,7 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     const double train_start = steady_time();
     const rollout::EngineStats before = run.engine->stats();
     Experience e = gather(run);
+    finished = step == last || data_used_up();
     sample_metrics(e, metrics);
     train(run, step, e, metrics);
     const double sync_start = steady_time();
@@ -133,14 +154,12 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["sync/bytes_copied"] = refit.bytes_copied;
     const double trained = steady_time();
 
-    if (config.grpo.val_period > 0 && (step % config.grpo.val_period == 0 || step == last))
+    if (config.grpo.val_period > 0 && (step % config.grpo.val_period == 0 || finished))
       evaluation = held_out();
     if (evaluation) {
       metrics["validation/accuracy"] = evaluation->accuracy;
       metrics["validation/samples"] = evaluation->samples;
       metrics["validation/mean_gen_tokens_per_sample"] = evaluation->mean_tokens;
-      if (!summary.first_accuracy) summary.first_accuracy = evaluation->accuracy;
-      summary.last_accuracy = evaluation->accuracy;
       for (const EvalSample& s : evaluation->examples)
         session.log.info(fmt::format("step {} held-out: {}{} (label {}, reward {})", step, s.prompt,
                                      s.response, s.label, s.reward));
@@ -157,8 +176,6 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["timing/validation"] = steady_time() - trained + (train_start - step_start);
     metrics["performance/tokens_per_sec"] =
         std::get<double>(metrics["train/total_num_tokens"]) / std::max(1e-9, trained - train_start);
-    summary.logprobs_compared += std::get<std::int64_t>(metrics["train/logprobs_compared"]);
-    summary.logprobs_different += std::get<std::int64_t>(metrics["train/logprobs_different"]);
 
     if (config.logger.log_rollouts) write_rollouts(session.folder, step, e);
     metrics_file.append(step, metrics);
@@ -166,7 +183,8 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     summary.steps = step;
     const bool due =
         config.checkpointing.save_period > 0 && step % config.checkpointing.save_period == 0;
-    if (config.checkpointing.enabled && (due || step == last || interrupted())) {
+    stop = interrupted();
+    if (config.checkpointing.enabled && (due || finished || stop)) {
       metrics_file.sync();
       save_session(config, session, run.policy, run.tokenizer,
                    {step, run.next_prompt, run.total_valid_tokens}, metrics);
@@ -174,8 +192,9 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     progress.step(step, step_line(step, metrics), steady_time() - started);
   }
   progress.clear();
-  summary.interrupted = interrupted() && summary.steps < last;
+  summary.interrupted = !finished;
   summary.seconds = steady_time() - started;
+  sum_up(read_metrics(session.folder.metrics()), summary);
   summary.report = write_report(session.folder.root);
   return summary;
 }

@@ -11,15 +11,18 @@
 namespace lockstep::loop {
 
 struct RlSummary {
-  std::int64_t steps = 0;    // done in all, also before a resume
-  bool interrupted = false;  // by SIGINT or SIGTERM; a checkpoint was written
+  std::int64_t steps = 0;  // done in all, also before a resume
+  // By SIGINT or SIGTERM, before the last step. The steps done are saved unless
+  // checkpointing.enabled is false.
+  bool interrupted = false;
   std::optional<double> first_accuracy, last_accuracy;
-  std::int64_t logprobs_compared = 0, logprobs_different = 0;  // of this process
+  std::int64_t logprobs_compared = 0, logprobs_different = 0;  // of all steps
   double seconds = 0;
   std::filesystem::path folder, report;
 };
 
-// Runs to grpo.max_num_steps. Errors are thrown; what was saved before stays resumable.
+// Runs to grpo.max_num_steps or the end of grpo.max_num_epochs. Errors are thrown; what was saved
+// before stays resumable.
 RlSummary run_rl(const RunConfig& config, const Resume& resume);
 
 }  // namespace lockstep::loop

@@ -183,6 +183,7 @@ rl::TaskConfig task_config(const RunConfig& config, const DataSourceConfig& sour
 PromptSource::PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split,
                            const model::Tokenizer& tokenizer)
     : system_prompt_(config.data.system_prompt.value_or("")),
+      max_length_(config.policy.max_total_sequence_length),
       num_samples_(source.num_samples.value_or(0)),
       split_(split),
       shuffle_(config.data.shuffle && split == rl::Split::kTrain),
@@ -192,9 +193,27 @@ PromptSource::PromptSource(const RunConfig& config, const DataSourceConfig& sour
     file_ = rl::load_jsonl(*source.data_path, {source.input_key, source.output_key});
     if (num_samples_ > 0 && num_samples_ < static_cast<std::int64_t>(file_.size()))
       file_.resize(num_samples_);
+    // All of them now rather than one in the middle of the run.
+    for (const data::Prompt& line : file_) {
+      data::Prompt copy = line;
+      encode(copy, fmt::format("{}, prompt {}", *source.data_path, line.id + 1));
+    }
   } else {
     task_ = task_config(config, source);
+    prompt(0);
   }
+}
+
+void PromptSource::encode(data::Prompt& prompt, const std::string& where) const {
+  prompt.text = system_prompt_ + prompt.text;
+  prompt.tokens = model::encode_ordinary(tokenizer_, prompt.text);
+  const auto length = static_cast<std::int64_t>(prompt.tokens.size());
+  if (length == 0) base::fail<InputError>("{}: the prompt is empty", where);
+  if (length >= max_length_)
+    base::fail<InputError>(
+        "{}: the prompt has {} tokens, which leaves no room for a response within "
+        "policy.max_total_sequence_length, {}",
+        where, length, max_length_);
 }
 
 std::int64_t PromptSource::size() const {
@@ -216,8 +235,7 @@ data::Prompt PromptSource::prompt(std::int64_t index) const {
     p = file_[static_cast<std::size_t>(shuffle_ ? order_[static_cast<std::size_t>(at)] : at)];
   }
   p.id = index;
-  p.text = system_prompt_ + p.text;
-  p.tokens = model::encode_ordinary(tokenizer_, p.text);
+  encode(p, fmt::format("prompt {}", index));
   return p;
 }
 

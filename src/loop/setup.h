@@ -40,11 +40,16 @@ class PromptSource {
  public:
   PromptSource(const RunConfig& config, const DataSourceConfig& source, rl::Split split,
                const model::Tokenizer& tokenizer);
+  // InputError when the prompt leaves no room for a response.
   data::Prompt prompt(std::int64_t index) const;
   std::int64_t size() const;  // of a file, or of a validation set; unbounded sources give max int64
 
  private:
+  // The tokens of system prompt and prompt, within the room that there is.
+  void encode(data::Prompt& prompt, const std::string& where) const;
+
   std::string system_prompt_;
+  std::int64_t max_length_ = 0;  // policy.max_total_sequence_length
   std::int64_t num_samples_ = 0;
   rl::Split split_;
   bool shuffle_ = true;

@@ -100,7 +100,7 @@ data::Prompt prompt_of(const Line& line, const Json& row, const JsonlKeys& keys)
 
 std::vector<data::Prompt> load_jsonl(const std::string& path, const JsonlKeys& keys) {
   std::ifstream file(path);
-  if (!file) base::fail<base::SystemError>("cannot open {}: {}", path, std::strerror(errno));
+  if (!file) base::fail<base::InputError>("cannot open {}: {}", path, std::strerror(errno));
   std::vector<data::Prompt> prompts;
   std::string text;
   for (std::int64_t number = 1; std::getline(file, text); ++number) {

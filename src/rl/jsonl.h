@@ -24,8 +24,8 @@ struct JsonlKeys {
   std::string output_key = "output";
 };
 
-// A file that cannot be opened is a SystemError; one without prompts, and a malformed line, are
-// InputErrors naming the file, the line (from 1) and the key.
+// A file that cannot be opened or holds no prompts, and a malformed line, are InputErrors naming the
+// file, the line (from 1) and the key.
 std::vector<data::Prompt> load_jsonl(const std::string& path, const JsonlKeys& keys);
 
 }  // namespace lockstep::rl

@@ -74,7 +74,7 @@ class Process {
   }
 
   // Waits for the end; a run that outlasts `seconds` is killed and counts as hanging (code 137).
-  Outcome wait(double seconds = 120) {
+  Outcome wait(double seconds = 300) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     while (running()) {
       if (std::chrono::steady_clock::now() > end) ::kill(pid_, SIGKILL);

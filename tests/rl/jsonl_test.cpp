@@ -84,7 +84,7 @@ TEST(Jsonl, MalformedLinesNameLineAndKey) {
 
 TEST(Jsonl, EmptyAndMissingFiles) {
   EXPECT_NE(complaint("\n \n").find("no prompts"), std::string::npos);
-  EXPECT_THROW(load_jsonl("/nonexistent/x.jsonl", {}), base::SystemError);
+  EXPECT_THROW(load_jsonl("/nonexistent/x.jsonl", {}), base::InputError);
 }
 
 }  // namespace
