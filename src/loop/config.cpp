@@ -73,6 +73,12 @@ void validate_rl(const RunConfig& config) {
     fail<InputError>("policy.model_name is missing: give the folder of a Hugging Face checkpoint");
   if (!config.data.train.task && !config.data.train.data_path)
     fail<InputError>("no training data: set data.train.task or data.train.data_path");
+  constexpr std::int64_t kMostSamples = std::int64_t{1} << 24;
+  if (config.grpo.num_prompts_per_step > kMostSamples / config.grpo.num_generations_per_prompt)
+    fail<InputError>(
+        "grpo.num_prompts_per_step {} x grpo.num_generations_per_prompt {} is above {} samples a "
+        "step",
+        config.grpo.num_prompts_per_step, config.grpo.num_generations_per_prompt, kMostSamples);
   const std::int64_t samples =
       config.grpo.num_prompts_per_step * config.grpo.num_generations_per_prompt;
   const std::int64_t global = train_global_batch_size(config);
@@ -95,6 +101,11 @@ void validate_rl(const RunConfig& config) {
         "policy.max_total_sequence_length {} takes {} pages of policy.generation.block_size {}",
         *policy.generation.num_blocks, policy.max_total_sequence_length, pages, block);
   const LossConfig& loss = config.loss_fn;
+  if (loss.force_on_policy_ratio && global != samples)
+    fail<InputError>(
+        "loss_fn.force_on_policy_ratio needs one optimizer step a rollout, but "
+        "policy.train_global_batch_size is {} of the step's {} samples; leave it out",
+        global, samples);
   if (loss.truncated_importance_sampling_ratio && loss.truncated_importance_sampling_ratio_min &&
       *loss.truncated_importance_sampling_ratio_min > *loss.truncated_importance_sampling_ratio)
     fail<InputError>(

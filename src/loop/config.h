@@ -14,8 +14,8 @@ namespace lockstep::loop {
 
 struct RewardShapingConfig {
   std::optional<bool> enabled;  // null: preset of the estimator
-  std::int64_t overlong_buffer_length = 128;
-  double overlong_buffer_penalty = 1.0;
+  std::optional<std::int64_t> overlong_buffer_length;
+  std::optional<double> overlong_buffer_penalty;
   std::optional<std::int64_t> max_response_length;
 };
 

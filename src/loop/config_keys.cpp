@@ -55,9 +55,11 @@ void add_grpo(Keys& keys, GrpoConfig& c) {
   add(keys, "grpo.reward_shaping.enabled", &c.reward_shaping.enabled, kAny,
       std::string("penalise responses near the length limit") + kPreset);
   add(keys, "grpo.reward_shaping.overlong_buffer_length", &c.reward_shaping.overlong_buffer_length,
-      kCount, "tokens before the limit over which the penalty grows");
+      kCount,
+      "tokens before the limit over which the penalty grows; null: a fifth of the limit, at least "
+      "1");
   add(keys, "grpo.reward_shaping.overlong_buffer_penalty",
-      &c.reward_shaping.overlong_buffer_penalty, kNotNegative, "penalty at the limit");
+      &c.reward_shaping.overlong_buffer_penalty, kNotNegative, "penalty at the limit; null: 1");
   add(keys, "grpo.reward_shaping.max_response_length", &c.reward_shaping.max_response_length,
       kCount, "the limit; null: policy.generation.max_new_tokens");
   add(keys, "grpo.adv_estimator.name", &c.adv_estimator.name, kAny,
@@ -95,7 +97,7 @@ void add_loss(Keys& keys, LossConfig& c) {
   add(keys, "loss_fn.token_level_loss", &c.token_level_loss, kAny,
       std::string("mean over tokens, not over sequences") + kPreset);
   add(keys, "loss_fn.force_on_policy_ratio", &c.force_on_policy_ratio, kAny,
-      "the ratio is 1 by definition (one update a rollout)");
+      "the ratio is 1 by definition; asks for one optimizer step a rollout");
   add(keys, "loss_fn.loss_agg", &c.loss_agg, kAny,
       std::string("reduction of the loss, overrides token_level_loss") + kPreset,
       {"token-mean", "seq-mean", "seq-sum-const"});
@@ -177,7 +179,7 @@ void add_generation(Keys& keys, GenerationConfig& c) {
   add(keys, prefix + "top_k", &c.top_k, kFromZero, "sample among the k likeliest; 0: off");
   add(keys, prefix + "min_p", &c.min_p, kFraction, "least probability relative to the top; 0: off");
   add(keys, prefix + "stop_token_ids", &c.stop_token_ids, kFromZero,
-      "tokens that end a response, besides the tokenizer's end");
+      "tokens that end a response, besides the model's own end tokens");
   add(keys, prefix + "stop_strings", &c.stop_strings, kAny, "texts that end a response");
   add_operational(keys, prefix + "max_num_seqs", &c.max_num_seqs, kCount,
                   "most sequences that run at once");

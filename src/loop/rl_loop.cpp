@@ -69,7 +69,7 @@ void sample_metrics(const Experience& e, Metrics& metrics) {
   metrics["train/truncation_rate"] = truncated / n;
   metrics["train/total_num_tokens"] = tokens + prompt_tokens;
   metrics["train/generation_batches"] = e.generation_batches;
-  metrics["train/groups_dropped"] = e.advantages.groups_dropped;
+  metrics["train/groups_dropped"] = e.groups_dropped;
 }
 
 std::string step_line(std::int64_t step, const Metrics& m) {
@@ -149,6 +149,7 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     const double train_start = steady_time();
     const rollout::EngineStats before = run.engine->stats();
     Experience e = gather(run);
+    const rollout::EngineStats after = run.engine->stats();
     finished = step == last || data_used_up();
     sample_metrics(e, metrics);
     train(run, step, e, metrics);
@@ -170,7 +171,6 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
         session.log.info(fmt::format("step {} held-out: {}{} (label {}, reward {})", step, s.prompt,
                                      s.response, s.label, s.reward));
     }
-    const rollout::EngineStats& after = run.engine->stats();
     metrics["rollout/preemptions"] = after.preemptions - before.preemptions;
     metrics["rollout/shared_prefix_tokens"] =
         after.shared_prefix_tokens - before.shared_prefix_tokens;

@@ -110,7 +110,10 @@ Experience gather(RlRun& run) {
     const auto wanted = static_cast<std::size_t>(g.num_prompts_per_step);
     for (;;) {
       for (std::size_t i = 0; i < e.prompts.size() && kept_prompts.size() < wanted; ++i) {
-        if (!rewards_differ(&e.trajectories[i * group], group)) continue;
+        if (!rewards_differ(&e.trajectories[i * group], group)) {
+          ++e.groups_dropped;
+          continue;
+        }
         kept_prompts.push_back(e.prompts[i]);
         std::copy_n(e.trajectories.begin() + static_cast<std::ptrdiff_t>(i * group), group,
                     std::back_inserter(kept));
@@ -243,6 +246,7 @@ void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics)
   // approx_entropy and is_oob_ratio stand in both; the loss's own definition wins.
   for (const auto& [name, value] : rl::loss_metrics(run.preset.loss, sums, valid))
     metrics["train/" + name] = value;
+  metrics["train/kl_penalty"] = sums.kl_penalty / n;  // a mean within each optimizer step
   metrics["train/logprobs_compared"] = mismatch.logprobs_compared;
   metrics["train/logprobs_different"] = mismatch.logprobs_different;
   metrics["train/trained_tokens"] = trained_tokens;

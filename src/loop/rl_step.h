@@ -43,6 +43,7 @@ struct Experience {
   std::vector<data::Trajectory> trajectories;
   rl::Advantages advantages;
   std::int64_t generation_batches = 1;  // more than 1 with dynamic sampling
+  std::int64_t groups_dropped = 0;      // by dynamic sampling, of all batches
   double generation_seconds = 0, reward_seconds = 0;
 };
 

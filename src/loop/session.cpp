@@ -33,6 +33,14 @@ Session open_session(const RunConfig& config, const Resume& resume, policy::Poli
             checkpoint_dir(config),
             {},
             std::nullopt};
+  if (config.checkpointing.enabled) {
+    std::error_code error;
+    std::filesystem::create_directories(s.checkpoints, error);
+    if (error)
+      base::fail<base::SystemError>(
+          "cannot create the folder {} (checkpointing.checkpoint_dir): {}", s.checkpoints.string(),
+          base::describe_errno(error.value()));
+  }
   s.log = open_log(s.folder.logs() / "lockstep.log");
   if (resuming) {
     const RunConfig before = load_config({s.folder.config()}, {});
@@ -77,6 +85,7 @@ void save_session(const RunConfig& config, const Session& session, const policy:
   request.step = state.step;
   request.contract_version = std::to_string(numerics::kContractVersion);
   request.config_hash = config_hash(config);
+  request.healthy = non_finite_metrics(metrics).empty();
   if (config.checkpointing.metric_name)
     if (const auto m = metrics.find(*config.checkpointing.metric_name); m != metrics.end())
       if (const double* value = std::get_if<double>(&m->second)) request.metric = *value;

@@ -83,14 +83,12 @@ rl::Preset estimator(const RunConfig& config) {
   set(g.use_dynamic_sampling, p.advantages.use_dynamic_sampling);
   set(g.overlong_filtering, p.advantages.overlong_filtering);
   rl::RewardShaping& shaping = p.advantages.reward_shaping;
-  const bool from_preset = shaping.enabled;
   set(g.reward_shaping.enabled, shaping.enabled);
-  if (shaping.enabled && !from_preset) {
-    shaping.overlong_buffer_length = static_cast<int>(g.reward_shaping.overlong_buffer_length);
-    shaping.overlong_buffer_penalty = g.reward_shaping.overlong_buffer_penalty;
-    shaping.max_response_length = max_new;
-  }
+  shaping.max_response_length = max_new;
   set(g.reward_shaping.max_response_length, shaping.max_response_length);
+  shaping.overlong_buffer_length = std::max(1, shaping.max_response_length / 5);
+  set(g.reward_shaping.overlong_buffer_length, shaping.overlong_buffer_length);
+  set(g.reward_shaping.overlong_buffer_penalty, shaping.overlong_buffer_penalty);
 
   p.loss.reference_policy_kl_penalty = l.reference_policy_kl_penalty;
   p.loss.reference_policy_kl_type = rl::kl_type_from(l.reference_policy_kl_type);
@@ -130,7 +128,9 @@ data::SamplingParams sampling_params(const RunConfig& config, const model::Model
                              id, model.vocab_size);
     s.stop_token_ids.push_back(static_cast<std::int32_t>(id));
   }
-  if (s.stop_token_ids.empty()) s.stop_token_ids = model.eos_token_ids;
+  for (const std::int32_t id : model.eos_token_ids)
+    if (std::find(s.stop_token_ids.begin(), s.stop_token_ids.end(), id) == s.stop_token_ids.end())
+      s.stop_token_ids.push_back(id);
   s.stop_strings = g.stop_strings;
   return s;
 }

@@ -220,7 +220,9 @@ void forward(const Context& ctx, const ModelView& model, const ForwardBatch& bat
     sink->layers.assign(static_cast<std::size_t>(c.num_layers), {});
   }
   for (int l = 0; l < c.num_layers; ++l) {
-    const TensorView x_out = take(), delta_out = take();
+    // A backward wants every layer's; without one a layer writes over its input.
+    const TensorView x_out = sink != nullptr ? take() : x_TD;
+    const TensorView delta_out = sink != nullptr || !delta_TD ? take() : delta_TD;
     LayerSaved* saved = sink != nullptr && !sink->recompute ? &sink->layers[l] : nullptr;
     forward_layer(ctx, model, l, batch, cache, x_TD, delta_TD, dense, saved, &keep,
                   sink != nullptr ? &sink->stats : nullptr, x_out, delta_out);

@@ -75,7 +75,8 @@ struct ForwardSink {
 void forward(const tensor::Context& ctx, const ModelView& model, const ForwardBatch& batch,
              KvCache* cache, ForwardSink* sink, const tensor::TensorView& hidden_TD);
 
-// One layer, for the recomputing backward: x_TD and delta_TD in, x_out_TD and delta_out_TD out.
+// One layer, for the recomputing backward: x_TD and delta_TD in, x_out_TD and delta_out_TD out,
+// which may be the same memory.
 void forward_layer(const tensor::Context& ctx, const ModelView& model, int layer,
                    const ForwardBatch& batch, KvCache* cache, const tensor::TensorView& x_TD,
                    const tensor::TensorView& delta_TD, const ops::Segments& dense,

@@ -56,8 +56,9 @@ inline float truncate_sum(std::int64_t sum, int exponent, int result) {
   const int top = 63 - __builtin_clzll(magnitude);
   int drop = top - result;
   if (-149 - exponent > drop) drop = -149 - exponent;
-  if (drop > 63) return sum < 0 ? -0.0f : 0.0f;
+  if (drop > 63) return 0.0f;
   if (drop > 0) magnitude = (magnitude >> drop) << drop;
+  if (magnitude == 0) return 0.0f;  // +0, whatever the sign of the sum
   const double value = std::ldexp(static_cast<double>(magnitude), exponent);
   return static_cast<float>(sum < 0 ? -value : value);
 }
@@ -77,6 +78,7 @@ inline float tensor_core_step(const StepKind& kind, const Term* a, const Term* b
   if (!finite) return std::numeric_limits<float>::quiet_NaN();
   if (tc.significand != 0 && tc.exponent > top) top = tc.exponent;
   if (top == INT32_MIN) return 0.0f;
+  if (top < kLowestAlignment) top = kLowestAlignment;
   std::int64_t sum = 0;
   const auto add = [&](std::int64_t magnitude, int exponent, bool negative) {
     const int shift = top - exponent;

@@ -20,7 +20,7 @@
 
 namespace lockstep::policy {
 
-// What happens when a loss, a gradient or a weight stops being finite.
+// What happens when the loss or the gradient of a step is not finite.
 struct Guard {
   bool abort = false;  // else: skip the optimizer step
   std::int64_t max_consecutive = 3, max_total = 20;

@@ -128,6 +128,10 @@ TEST_F(Faults, RunFoldersAreGuarded) {
                {"manifest.json"}, "base");
   put("file", "");
   expect_fault({}, 3, {(dir / "file").string()}, "file/run");
+  const std::string elsewhere = (dir / "file" / "saves").string();
+  expect_fault({"checkpointing.enabled=true", "checkpointing.checkpoint_dir=" + elsewhere}, 3,
+               {elsewhere, "checkpointing.checkpoint_dir"}, "elsewhere");
+  EXPECT_FALSE(fs::exists(dir / "elsewhere/metrics.jsonl"));  // found before the first step
   put("base/metrics.jsonl", "not a row\n");
   expect_fault(on_to_six, 2, {"metrics.jsonl:1"}, "base");
 
@@ -138,6 +142,18 @@ TEST_F(Faults, RunFoldersAreGuarded) {
                {(dir / "busy").string(), "in use by another lockstep process"}, "busy");
   expect_fault({"--fresh"}, 3, {(dir / "busy").string(), "in use"}, "busy");
   EXPECT_TRUE(first.running());
+}
+
+// A step whose loss is not finite is skipped; what it saves is not what a resume goes on from.
+TEST_F(Faults, AStepThatBlowsUpIsNoCheckpointToResumeFrom) {
+  done("burst", {"checkpointing.enabled=true", "checkpointing.save_period=1",
+                 "grpo.max_num_steps=2", "policy.optimizer.lr=1e30"});
+  const std::string manifest = slurp(dir / "burst/checkpoints/step_2/manifest.json");
+  EXPECT_FALSE(nlohmann::json::parse(manifest)["healthy"].get<bool>()) << manifest;
+  const Outcome out = run(rl("burst", {"checkpointing.enabled=true", "checkpointing.save_period=1",
+                                       "policy.optimizer.lr=1e30", "--resume", "auto"}));
+  EXPECT_TRUE(holds(out.text, "step_2: saved as unhealthy")) << out.text;
+  EXPECT_TRUE(holds(out.text, "resuming after step 1")) << out.text;
 }
 
 TEST_F(Faults, SettingsThatMakeNoSense) {
@@ -154,6 +170,8 @@ TEST_F(Faults, SettingsThatMakeNoSense) {
       {{"grpo.num_generations_per_prompt=0"}, {"grpo.num_generations_per_prompt"}},
       {{"policy.max_total_sequence_length=100000"},
        {"policy.max_total_sequence_length", "positions"}},
+      {{"grpo.num_prompts_per_step=2147483647", "grpo.num_generations_per_prompt=2147483647"},
+       {"grpo.num_prompts_per_step", "grpo.num_generations_per_prompt"}},
       {{"policy.generation.num_blocks=5"}, {"policy.generation.num_blocks", "6"}},
       {{"policy.generation.block_size=0"}, {"policy.generation.block_size"}},
       {{"policy.generation.max_num_batched_tokens=0"},

@@ -112,8 +112,12 @@ TEST_F(RlRun, InstructionSetsAgree) {
   const Words few = {"grpo.max_num_steps=2", "grpo.num_prompts_per_step=2", "grpo.val_period=0",
                      "grpo.max_val_samples=2"};
   const loop::RunData best = done("best", few);
-  for (const char* isa : {"avx2", "portable"})
-    expect_equal(best, done(isa, few, {std::string("LOCKSTEP_CPU_ISA=") + isa}));
+  Words others = {"portable"};
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) others.push_back("avx2");
+#endif
+  for (const std::string& isa : others)
+    expect_equal(best, done(isa, few, {"LOCKSTEP_CPU_ISA=" + isa}));
 }
 
 TEST_F(RlRun, SeveralUpdatesOfOneRollout) {
@@ -169,6 +173,29 @@ TEST_F(RlRun, EveryEstimatorAndLossRuns) {
     expect_lockstep(run);
     expect_finite(run);
   }
+}
+
+TEST_F(RlRun, DynamicSamplingCountsTheGroupsOfAllBatches) {
+  // One token is never a right answer: all batches are drawn and every group of them is dropped.
+  const loop::RunData run =
+      done("a", {"grpo.adv_estimator.name=dapo", "grpo.dynamic_sampling_max_gen_batches=3",
+                 "policy.generation.max_new_tokens=1"});
+  for (const double batches : values(run, "train/generation_batches")) EXPECT_EQ(batches, 3);
+  for (const double dropped : values(run, "train/groups_dropped")) EXPECT_EQ(dropped, 12);
+}
+
+TEST_F(RlRun, TheRolloutsFiguresLeaveEvaluationOut) {
+  Words never = {"policy.generation.num_blocks=6", "policy.generation.max_num_seqs=8"};
+  Words often = never;
+  never.push_back("grpo.val_period=0"), never.push_back("grpo.val_at_start=false");
+  often.push_back("grpo.val_period=1");
+  const auto preemptions = [&](const char* name, const Words& more) {
+    return values(done(name, more), "rollout/preemptions");
+  };
+  const auto want = preemptions("never", never);
+  ASSERT_EQ(want.size(), 3u);
+  EXPECT_GT(want[0], 0);
+  EXPECT_EQ(preemptions("often", often), want);
 }
 
 TEST_F(RlRun, FilteredSamplingKeepsLockstep) {

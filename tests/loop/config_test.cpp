@@ -301,6 +301,12 @@ TEST_F(ConfigTest, checks_between_keys_name_the_keys) {
   bad([](RunConfig& c) { c.env.reward = "regex"; }, "env.pattern");
   bad([](RunConfig& c) { c.policy.scheduler.min_lr = 1; }, "min_lr");
   bad([](RunConfig& c) { c.data.train.digits_min = 3; }, "digits_min");
+  bad(
+      [](RunConfig& c) {
+        c.loss_fn.force_on_policy_ratio = true;
+        c.policy.train_global_batch_size = c.grpo.num_generations_per_prompt;
+      },
+      "force_on_policy_ratio");
   RunConfig pre;
   EXPECT_THROW(validate_pretrain(pre), base::InputError);
   pre.pretrain.mixture = {{"sort", 1.0}};

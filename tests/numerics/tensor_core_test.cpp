@@ -57,6 +57,10 @@ void expect_file(const std::string& name, const StepKind& kind, bool a_e5m2) {
 }
 
 TEST(TensorCore, E4m3AgainstHardware) { expect_file("e4e4.bin", kE4m3Step, false); }
+// Underflow, overflow, cancellation, subnormals, signed zeros.
+TEST(TensorCore, Bf16AtTheEndsOfTheRangeAgainstHardware) {
+  expect_file("bf16_ends.bin", kBf16Step, false);
+}
 TEST(TensorCore, E5m2E4m3AgainstHardware) { expect_file("e5e4.bin", kE5m2E4m3Step, true); }
 TEST(TensorCore, Bf16AgainstHardware) { expect_file("bf16.bin", kBf16Step, false); }
 

@@ -292,7 +292,7 @@ TEST(Bf16Gemm, EqualsScalarModelOverExperts) {
   expect_bf16(rng, 130, 110, {0, 0, 1, 34, 34, 40, 40}, {});
 }
 
-// Exponents at both ends: subnormal operands and results, underflow to zeros of both signs,
+// Exponents at both ends: subnormal operands and results, underflow to +0,
 // overflow to infinity and NaN in the step after it.
 TEST(Bf16Gemm, EqualsScalarModelAtTheEndsOfTheRange) {
   Rng rng(12);

@@ -85,6 +85,22 @@ TEST(Policy, RecomputeThreadsAndIsaGiveTheSameBits) {
   }
 }
 
+TEST(Policy, ScoringTakesNoMoreMemoryForMoreLayers) {
+  const auto sequences = random_sequences(5, 40);
+  std::size_t peaks[2];
+  for (const int layers : {2, 9}) {
+    model::ModelConfig config = tiny_config();
+    config.num_layers = layers;
+    auto weights = std::make_shared<model::Weights>(model::make_weights(config));
+    model::initialize(*weights, 1);
+    Arena quantizing, arena;
+    Policy p = make_policy(tensor::cpu_context(quantizing, 1), weights, {});
+    score(tensor::cpu_context(arena, 1), p.view(), sequences, {});
+    peaks[layers == 9] = arena.peak_bytes();
+  }
+  EXPECT_EQ(peaks[0], peaks[1]);
+}
+
 TEST(Policy, LogprobsDoNotDependOnThePack) {
   const auto sequences = random_sequences(9, 60);
   for (const auto& precision : {model::Precision{}, fp8(), fp8(model::Recipe::kTensorwise)}) {

@@ -26,7 +26,7 @@ constexpr int kHalf = kLanes / 2;              // doubles in a vector
 constexpr int kNonzero = 1024;                 // lifts sums of two exponents above all others
 constexpr int kExponentBias = 2 * kNonzero + 2 * 127;
 constexpr int kLarge = 100;    // sums stay below 2^128 while no exponent is above it
-constexpr int kLowest = -300;  // below every exponent of a product
+constexpr int kLowest = numerics::kLowestAlignment;
 
 struct ColumnSlice {
   alignas(64) double plane[kSlice][2][kPanel];
@@ -175,7 +175,7 @@ inline void row_step(const RowSlice& a, const ColumnSlice& b, int k0, VecF (&c)[
       const VecL capped = ((magnitude >= kTwo128) & (magnitude <= kInfinity)) ? infinity : bits;
       sum = reinterpret_cast<VecD>(capped);
     }
-    result[v] = __builtin_convertvector(sum, HalfF);
+    result[v] = __builtin_convertvector(sum, HalfF) + 0.0f;  // a truncated zero is +0
   }
   for (int v = 0; v < kVectors / 2; ++v) c[v] = join(result[2 * v], result[2 * v + 1]);
 }
