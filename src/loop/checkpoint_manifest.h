@@ -23,7 +23,7 @@ struct Manifest {
   std::int64_t step = 0;
   std::string contract_version;  // docs/numerics.md that the weights were trained under
   std::string config_hash;       // loop/config_load.h
-  bool healthy = true;           // false: weights or metrics were found non-finite
+  bool healthy = true;           // false: a weight was not finite
   std::optional<double> metric;  // what retention ranks by
   std::vector<ManifestFile> files;
 };

@@ -5,6 +5,7 @@
 #include "base/file_io.h"
 #include "loop/checkpoint_store.h"
 #include "loop/config_load.h"
+#include "ops/optimizer.h"
 
 namespace lockstep::loop {
 
@@ -85,7 +86,8 @@ void save_session(const RunConfig& config, const Session& session, const policy:
   request.step = state.step;
   request.contract_version = std::to_string(numerics::kContractVersion);
   request.config_hash = config_hash(config);
-  request.healthy = non_finite_metrics(metrics).empty();
+  request.healthy = non_finite_metrics(metrics).empty() &&
+                    ops::count_nonfinite(policy.ctx, policy.master) == 0;
   if (config.checkpointing.metric_name)
     if (const auto m = metrics.find(*config.checkpointing.metric_name); m != metrics.end())
       if (const double* value = std::get_if<double>(&m->second)) request.metric = *value;

@@ -35,7 +35,8 @@ struct Session {
 Session open_session(const RunConfig& config, const Resume& resume, policy::Policy& policy,
                      TrainState& state);
 
-// Saves a checkpoint of `state.step`, as unhealthy when one of the step's metrics is not finite.
+// Saves a checkpoint of `state.step` (metrics are durable by then), marked unhealthy, so that no
+// resume starts from it, when a metric of the step or a master weight is not finite.
 void save_session(const RunConfig& config, const Session& session, const policy::Policy& policy,
                   const model::Tokenizer& tokenizer, const TrainState& state,
                   const Metrics& metrics);

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "apps/tiny_run.h"
+#include "loop/checkpoint_store.h"
 
 namespace lockstep {
 namespace {
@@ -184,8 +185,21 @@ TEST_F(RlRun, DynamicSamplingCountsTheGroupsOfAllBatches) {
   for (const double dropped : values(run, "train/groups_dropped")) EXPECT_EQ(dropped, 12);
 }
 
+TEST_F(RlRun, ACheckpointOfWeightsThatAreNotFiniteIsMarkedAndNotResumedFrom) {
+  const Words more = {"policy.optimizer.lr=1e300", "grpo.max_num_steps=1", "grpo.val_period=0",
+                      "checkpointing.enabled=true"};
+  ASSERT_EQ(run(rl("a", more)).code, 0);
+  const std::filesystem::path saved = dir / "a" / "checkpoints" / "step_1";
+  EXPECT_TRUE(loop::verify_checkpoint(saved).empty());
+  const loop::FoundCheckpoint found = loop::find_latest_valid(saved.parent_path());
+  EXPECT_FALSE(found.folder);
+  ASSERT_EQ(found.problems.size(), 1u);
+  EXPECT_TRUE(holds(found.problems[0], "unhealthy")) << found.problems[0];
+}
+
 TEST_F(RlRun, TheRolloutsFiguresLeaveEvaluationOut) {
-  Words never = {"policy.generation.num_blocks=6", "policy.generation.max_num_seqs=8"};
+  Words never = {"policy.generation.num_blocks=6", "policy.generation.max_num_seqs=8",
+                 "policy.generation.temperature=4", "policy.generation.max_new_tokens=30"};
   Words often = never;
   never.push_back("grpo.val_period=0"), never.push_back("grpo.val_at_start=false");
   often.push_back("grpo.val_period=1");
