@@ -19,8 +19,9 @@ TEST(PermuteQuantize, EqualsItsParts) {
       experts.as<std::int32_t>()[t * C] = static_cast<std::int32_t>(t % 3);  // expert 4 stays empty
       experts.as<std::int32_t>()[t * C + 1] = 3;
     }
-    const Segments segments{empty(tensor::DType::kInt32, {E + 1}),
-                            empty(tensor::DType::kInt32, {E + 1})};
+    const Tensor offsets = empty(tensor::DType::kInt32, {E + 1});
+    const Tensor padded = empty(tensor::DType::kInt32, {E + 1});
+    const Segments segments{offsets, padded};
     const Tensor token = empty(tensor::DType::kInt32, {M});
     plan_permutation(ctx, experts, segments, row, token);
     const std::int64_t R = segments.padded_offsets_E1.as<std::int32_t>()[E];
