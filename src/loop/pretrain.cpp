@@ -109,6 +109,9 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   catch_interrupts();
   const PretrainConfig& p = config.pretrain;
   const bool from_checkpoint = !config.policy.model_name.empty();
+  if (from_checkpoint && !std::filesystem::is_directory(config.policy.model_name))
+    base::fail<base::InputError>("policy.model_name: there is no folder '{}'",
+                                 config.policy.model_name);
   const model::Tokenizer tokenizer =
       from_checkpoint || config.policy.tokenizer.name
           ? model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name))

@@ -109,6 +109,11 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   RlRun& run = *run_owner;
   TrainState state;
   const Session session = open_session(config, resume, run.policy, state);
+  if (state.step > 0 && state.reference_checksum != run.reference_checksum)
+    base::fail<base::InputError>(
+        "policy.model_name: {} holds other weights than when the run started, and they are the "
+        "reference of its KL penalty; put the first ones back to resume",
+        config.policy.model_name);
   run.next_prompt = state.next_prompt;
   run.total_valid_tokens = state.total_valid_tokens;
   run.engine->set_model(run.rollout_view(), run.weights->version);
@@ -193,7 +198,8 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     if (config.checkpointing.enabled && (due || finished || stop)) {
       metrics_file.sync();
       save_session(config, session, run.policy, run.tokenizer,
-                   {step, run.next_prompt, run.total_valid_tokens}, metrics);
+                   {step, run.next_prompt, run.total_valid_tokens, run.reference_checksum},
+                   metrics);
     }
     progress.step(step, step_line(step, metrics), steady_time() - started);
   }

@@ -5,6 +5,7 @@
 
 #include "loop/session.h"
 #include "model/checkpoint.h"
+#include "sync/refit.h"
 
 namespace lockstep::loop {
 
@@ -21,6 +22,8 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   run->config = config;
   const tensor::Context ctx = make_context(config, run->workspace);
   const std::filesystem::path model_folder = config.policy.model_name;
+  if (!std::filesystem::is_directory(model_folder))
+    base::fail<InputError>("policy.model_name: there is no folder '{}'", config.policy.model_name);
   run->tokenizer =
       model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name));
   run->weights = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
@@ -35,6 +38,8 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   if (run->preset.loss.reference_policy_kl_penalty != 0) {
     run->reference = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
     run->reference_quantized = model::quantized_for(ctx, *run->reference, policy_precision(config));
+    run->reference_checksum =
+        sync::weight_checksum({run->reference.get(), run->reference_quantized.get(), {}, {}});
   }
   run->reward = reward_config(config);
   run->sampling = sampling_params(config, m);

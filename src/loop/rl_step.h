@@ -21,6 +21,7 @@ struct RlRun {
   std::shared_ptr<model::Weights>
       reference;  // with a KL penalty: the weights that the run started from
   std::shared_ptr<model::QuantizedWeights> reference_quantized;
+  std::string reference_checksum;
   std::unique_ptr<rollout::Engine> engine;
   std::unique_ptr<PromptSource> train, validation;
   rl::Preset preset;

@@ -47,6 +47,7 @@ void write_train_state(const std::filesystem::path& folder, const policy::Policy
                                {"skipped_consecutive", policy.skipped_consecutive},
                                {"skipped_total", policy.skipped_total},
                                {"weight_version", policy.weights->version},
+                               {"reference_checksum", state.reference_checksum},
                                {"contract_version", numerics::kContractVersion},
                                {"weight_checksum", sync::weight_checksum(policy.view())}};
   base::write_file_atomic(folder / "training_info.json", info.dump(2) + "\n");
@@ -69,6 +70,7 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
     state.step = info.at("current_step").get<std::int64_t>();
     state.next_prompt = info.at("consumed_samples").get<std::int64_t>();
     state.total_valid_tokens = info.at("total_valid_tokens").get<std::int64_t>();
+    state.reference_checksum = info.at("reference_checksum").get<std::string>();
     policy.optimizer_step = info.at("optimizer_step").get<std::int64_t>();
     policy.skipped_consecutive = info.at("skipped_consecutive").get<std::int64_t>();
     policy.skipped_total = info.at("skipped_total").get<std::int64_t>();

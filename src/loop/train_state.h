@@ -16,6 +16,7 @@ struct TrainState {
   std::int64_t step = 0;         // RL or pretraining steps done
   std::int64_t next_prompt = 0;  // next index of the data order
   std::int64_t total_valid_tokens = 0;
+  std::string reference_checksum;  // of the KL penalty's reference weights; empty without one
 };
 
 // Writes into `folder`, which exists and is empty. Used inside save_checkpoint

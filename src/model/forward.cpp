@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "model/operands.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/norm.h"
@@ -24,19 +25,6 @@ using tensor::Shape;
 using tensor::TensorView;
 
 namespace {
-
-Fp8Rows take_rows(Arena& arena, std::int64_t M, std::int64_t K, ops::Scaling scaling) {
-  const Shape scales = scaling == ops::Scaling::kBlock ? Shape{(K + 127) / 128, M} : Shape{M};
-  return {arena.take(DType::kE4m3, {M, K}), arena.take(DType::kFp32, scales), scaling};
-}
-
-Fp8Columns take_columns(Arena& arena, std::int64_t N, const Segments& segments,
-                        ops::Scaling scaling) {
-  const std::int64_t R = segments.padded_offsets_E1.as<std::int32_t>()[segments.experts()];
-  const Shape scales =
-      scaling == ops::Scaling::kBlock ? Shape{R / 128, N} : Shape{segments.experts(), N};
-  return {arena.take(DType::kE4m3, {N, R}), arena.take(DType::kFp32, scales), scaling};
-}
 
 // What a linear reads: row codes where it runs in FP8, else the BF16 rows. `columns` (may be null)
 // receives the column codes for the weight gradient.

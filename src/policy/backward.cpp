@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/operands.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/norm.h"
@@ -48,19 +49,10 @@ void linear_backward(const Context& ctx, const ModelView& model, int p, const Te
     return;
   }
   ArenaScope scratch(*ctx.workspace);
-  const std::int64_t M = dy_MN.dim(0), N = dy_MN.dim(1);
-  const std::int64_t R = segments.padded_offsets_E1.as<std::int32_t>()[segments.experts()];
-  const bool block = q.precision.scaling() == Scaling::kBlock, pow2 = q.precision.activation_pow2;
-  const auto take = [&](DType dtype, const Shape& shape) {
-    return ctx.workspace->take(dtype, shape);
-  };
-  const Fp8Rows rows{take(DType::kE4m3, {M, N}),
-                     take(DType::kFp32, block ? Shape{(N + 127) / 128, M} : Shape{M}),
-                     q.precision.scaling()};
-  const Fp8Columns columns{
-      take(DType::kE4m3, {N, R}),
-      take(DType::kFp32, block ? Shape{R / 128, N} : Shape{segments.experts(), N}),
-      q.precision.scaling()};
+  const Scaling scaling = q.precision.scaling();
+  const bool pow2 = q.precision.activation_pow2;
+  const Fp8Rows rows = model::take_rows(*ctx.workspace, dy_MN.dim(0), dy_MN.dim(1), scaling);
+  const Fp8Columns columns = model::take_columns(*ctx.workspace, dy_MN.dim(1), segments, scaling);
   ops::quantize_rows(ctx, dy_MN, pow2, rows, stats);
   ops::quantize_columns(ctx, dy_MN, segments, pow2, columns, nullptr);
   ops::fp8_gemm(ctx, rows, q.transposed[p], offsets_E1, dx_MK);

@@ -254,6 +254,25 @@ TEST_F(Faults, Models) {
   expect_fault({"policy.model_name=" + (dir / "absent").string()}, 2, {(dir / "absent").string()});
 }
 
+TEST_F(Faults, AnotherReferenceModelDoesNotResume) {
+  const Words model = damaged_model([](nlohmann::ordered_json&) {});
+  Words first = model, second = model;
+  for (Words* words : {&first, &second})
+    words->insert(words->end(),
+                  {"checkpointing.enabled=true", "loss_fn.reference_policy_kl_penalty=0.01"});
+  first.push_back("grpo.max_num_steps=2");
+  second.insert(second.end(), {"grpo.max_num_steps=3", "--resume", "auto"});
+  done("fault", first);
+  const fs::path weights = dir / "model" / "model.safetensors";
+  const std::string before = slurp(weights);
+  std::string after = before;
+  after[after.size() - 999] = static_cast<char>(after[after.size() - 999] ^ 1);  // an exponent
+  std::ofstream(weights, std::ios::binary) << after;
+  expect_fault(second, 2, {"policy.model_name", "reference"});
+  std::ofstream(weights, std::ios::binary) << before;
+  EXPECT_EQ(run(rl("fault", second)).code, 0);
+}
+
 TEST_F(Faults, ExternalRewards) {
   const auto with = [&](const std::string& script) -> Words {
     return {"env.reward=external", "env.command=[sh, " + put("reward.sh", script).string() + "]",
