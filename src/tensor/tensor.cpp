@@ -2,11 +2,8 @@
 
 #include <omp.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
-
 #include "base/env.h"
+#include "tensor/device.h"
 
 namespace lockstep::tensor {
 
@@ -103,25 +100,23 @@ void require(const TensorView& view, DType dtype, const Shape& shape, const char
 }
 
 Tensor::Tensor(Device device, DType dtype, const Shape& shape) {
-  LOCKSTEP_CHECK(device == Device::kCpu, "this build has no CUDA backend");
   std::int64_t bytes = static_cast<std::int64_t>(dtype_size(dtype));
   for (int i = 0; i < shape.rank; ++i) {
     const bool overflows = shape[i] < 0 || __builtin_mul_overflow(bytes, shape[i], &bytes);
     LOCKSTEP_CHECK(!overflows, "tensor of shape {} is too large", shape.text());
   }
   const std::size_t rounded = (static_cast<std::size_t>(bytes) + 63) / 64 * 64 + 64;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
-  if (memory == nullptr)
-    base::fail<base::SystemError>("out of memory: {} bytes for a tensor", rounded);
-  std::memset(memory, 0, rounded);
-  memory_ = std::shared_ptr<std::byte>(memory, [](std::byte* p) { std::free(p); });
+  void* memory = allocate(device, rounded);
+  memory_ = std::shared_ptr<void>(memory, [device](void* p) { release(device, p); });
   view_ = TensorView{memory, dtype, device, shape};
 }
 
 TensorView Arena::take(DType dtype, const Shape& shape) {
   constexpr std::size_t kChunkBytes = std::size_t{64} << 20;
+  constexpr std::size_t kAlignment = 256;  // what the widest loads of a GPU and its copy engine ask
   const std::size_t bytes =
-      (static_cast<std::size_t>(shape.count()) * dtype_size(dtype) + 63) / 64 * 64;
+      (static_cast<std::size_t>(shape.count()) * dtype_size(dtype) + kAlignment - 1) / kAlignment *
+      kAlignment;
   while (chunk_ < chunks_.size() && offset_ + bytes > chunks_[chunk_].view().bytes()) {
     ++chunk_;
     offset_ = 0;
@@ -188,7 +183,8 @@ Isa best_isa() {
 }
 
 Context cpu_context(Arena& workspace, int threads) {
-  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(), &workspace};
+  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(), &workspace,
+          nullptr};
 }
 
 }  // namespace lockstep::tensor

@@ -81,6 +81,9 @@ struct TensorView {
     return static_cast<numerics::Fp8*>(data);
   }
 
+  // Whether this process may look at the values.
+  bool on_host() const { return device == Device::kCpu; }
+
   // Rows [begin, begin + count) of the first axis.
   TensorView rows(std::int64_t begin, std::int64_t count) const;
   // The same memory with another shape of the same count.
@@ -90,7 +93,7 @@ struct TensorView {
 // Throws ContractError unless the view has this dtype and shape; -1 in `shape` matches any size.
 void require(const TensorView& view, DType dtype, const Shape& shape, const char* name);
 
-// Owns zero-filled memory, aligned to 64 bytes.
+// Owns zero-filled memory, aligned to 64 bytes or more.
 class Tensor {
  public:
   Tensor() = default;
@@ -106,7 +109,7 @@ class Tensor {
   }
 
  private:
-  std::shared_ptr<std::byte> memory_;
+  std::shared_ptr<void> memory_;
   TensorView view_;
 };
 
@@ -115,6 +118,7 @@ class Tensor {
 class Arena {
  public:
   explicit Arena(Device device = Device::kCpu) : device_(device) {}
+  Device device() const { return device_; }
   TensorView take(DType dtype, const Shape& shape);
 
   struct Mark {
@@ -156,7 +160,8 @@ struct Context {
   Device device = Device::kCpu;
   Isa isa = Isa::kPortable;
   int threads = 1;
-  Arena* workspace = nullptr;
+  Arena* workspace = nullptr;  // of this device
+  void* stream = nullptr;      // CUDA: the stream that orders the work
 };
 
 // threads = 0: as many as OpenMP would take: OMP_NUM_THREADS, or else one for each core that this
