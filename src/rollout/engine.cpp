@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/device.h"
 
 namespace lockstep::rollout {
 
@@ -54,15 +54,15 @@ Options resolve(Options o, const ModelConfig& c) {
   return o;
 }
 
-model::KvCache make_cache(const Options& o, const ModelConfig& c, tensor::Device device) {
+model::KvCache make_cache(const Context& ctx, const Options& o, const ModelConfig& c) {
   const tensor::Shape shape{o.num_blocks * o.block_size, c.num_kv_heads, c.head_dim};
   model::KvCache cache;
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
-    cache.k.emplace_back(device, DType::kBf16, shape);
-    cache.v.emplace_back(device, DType::kBf16, shape);
+    cache.k.emplace_back(ctx.device, DType::kBf16, shape);
+    cache.v.emplace_back(ctx.device, DType::kBf16, shape);
     if (o.shuffle_pages == 0) continue;
     for (const TensorView& t : {cache.k.back().view(), cache.v.back().view()})
-      std::memset(t.data, 0xFF, t.bytes());  // BF16 NaN
+      tensor::fill_bytes(ctx, t, 0xFF);  // BF16 NaN
   }
   return cache;
 }
@@ -90,7 +90,7 @@ void Engine::set_model(const model::ModelView& model, std::uint64_t version) {
   stats_ = stats();  // keeps the counts of the scheduler that goes
   scheduler_.reset();
   options_ = resolved;
-  cache_ = make_cache(options_, c, ctx_.device);
+  cache_ = make_cache(ctx_, options_, c);
   scheduler_ = std::make_unique<Scheduler>(options_);
 }
 
