@@ -158,6 +158,7 @@ rollout::Options engine_options(const RunConfig& config) {
   o.num_blocks = static_cast<int>(g.num_blocks.value_or(0));
   o.max_num_batched_tokens = static_cast<int>(g.max_num_batched_tokens);
   o.enable_prefix_sharing = g.enable_prefix_sharing;
+  o.enforce_eager = g.enforce_eager;
   o.max_model_len = static_cast<int>(config.policy.max_total_sequence_length);
   return o;
 }

@@ -33,7 +33,8 @@ std::vector<std::pair<std::string, TensorView>> slabs(const policy::Policy& p) {
 void write_train_state(const std::filesystem::path& folder, const policy::Policy& policy,
                        const model::Tokenizer& tokenizer, const TrainState& state) {
   std::filesystem::create_directories(folder / "policy");
-  model::save_checkpoint(model::on_host(*policy.weights), &tokenizer, folder / "policy" / "weights");
+  model::save_checkpoint(model::on_host(*policy.weights), &tokenizer,
+                         folder / "policy" / "weights");
   std::vector<model::TensorToWrite> tensors;
   std::vector<tensor::Tensor> copies;  // of slabs on a GPU
   for (const auto& [name, view] : slabs(policy)) {

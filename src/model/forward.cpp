@@ -98,8 +98,11 @@ ForwardStats read_counters(const Context& ctx, const PassCounters& counters) {
   const std::int64_t L = counters.offsets_LE.dim(0), E = counters.offsets_LE.dim(1) - 1;
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(L * (E + 1)));
   tensor::download(ctx, counters.offsets_LE, offsets.data());
-  ForwardStats s{groups[kAttentionInput], groups[kAttentionOutput], groups[kExpertInput],
-                 groups[kExpertActivation], {}};
+  ForwardStats s{groups[kAttentionInput],
+                 groups[kAttentionOutput],
+                 groups[kExpertInput],
+                 groups[kExpertActivation],
+                 {}};
   for (std::int64_t l = 0; l < L; ++l)
     for (std::int64_t e = 0; e < E; ++e)
       s.expert_rows.push_back(offsets[l * (E + 1) + e + 1] - offsets[l * (E + 1) + e]);
@@ -118,8 +121,8 @@ void ForwardStats::add(const ForwardStats& other) {
 void forward_layer(const Context& ctx, const ModelView& model, int layer, const ForwardBatch& batch,
                    KvCache* cache, const TensorView& x_TD, const TensorView& delta_TD,
                    const Segments& dense, LayerSaved* saved, Arena* keep_arena,
-                   const PassCounters& counters,
-                   const TensorView& x_out_TD, const TensorView& delta_out_TD) {
+                   const PassCounters& counters, const TensorView& x_out_TD,
+                   const TensorView& delta_out_TD) {
   const ModelConfig& c = model.weights->config;
   const ParamTable& table = model.weights->table;
   const LayerParams& p = table.layers[layer];
@@ -142,8 +145,9 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   s.x1_TD = bf16({T, D}), s.h1_TD = bf16({T, D}), s.rstd1_T = fp32({T});
   ops::rms_norm(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, s.h1_TD, s.rstd1_T);
   s.qkv_TN = bf16({T, table.qkv_rows});
-  const LinearInput h1 = linear_input(ctx, model, p.qkv, s.h1_TD, dense, &keep,
-                                      saved ? &s.h1_columns : nullptr, counters.group(kAttentionInput));
+  const LinearInput h1 =
+      linear_input(ctx, model, p.qkv, s.h1_TD, dense, &keep, saved ? &s.h1_columns : nullptr,
+                   counters.group(kAttentionInput));
   linear(ctx, model, p.qkv, h1, none, s.qkv_TN);
 
   s.q_THK = bf16({T, H, K}), s.k_TJK = bf16({T, J, K}), s.v_TJK = bf16({T, J, K});
@@ -179,10 +183,9 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   ops::bf16_gemm(ctx, s.h2_TD, weight(p.router), ops::BLayout::kNK, none, s.logits_TE);
   const TensorView bias_E = model.weights->router_bias.view().rows(layer, 1).reshape({E});
   ops::router(ctx, s.logits_TE, bias_E, c.router, s.weights_TC, s.experts_TC);
-  s.segments = {counters.offsets_LE
-                    ? counters.offsets_LE.rows(layer, 1).reshape({E + 1})
-                    : int32({E + 1}),
-                int32({E + 1})};
+  s.segments = {
+      counters.offsets_LE ? counters.offsets_LE.rows(layer, 1).reshape({E + 1}) : int32({E + 1}),
+      int32({E + 1})};
   s.row_TC = int32({T, C}), s.token_M = int32({M});
   ops::plan_permutation(ctx, s.experts_TC, s.segments, s.row_TC, s.token_M);
   const TensorView& offsets = s.segments.offsets_E1;
@@ -192,7 +195,8 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
     routed.rows = take_rows(*ctx.workspace, M, D, q.precision.scaling());
     if (saved) s.routed_columns = take_columns(keep, D, M, E, q.precision.scaling());
     ops::permute_quantize(ctx, s.h2_TD, s.token_M, s.segments, q.precision.activation_pow2,
-                          routed.rows, saved ? &s.routed_columns : nullptr, counters.group(kExpertInput));
+                          routed.rows, saved ? &s.routed_columns : nullptr,
+                          counters.group(kExpertInput));
   } else {
     routed.x_MK = s.routed_MD = bf16({M, D});
     ops::permute(ctx, s.h2_TD, s.token_M, s.routed_MD);

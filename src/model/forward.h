@@ -66,7 +66,7 @@ struct ForwardStats {
 enum StatGroup { kAttentionInput, kAttentionOutput, kExpertInput, kExpertActivation, kStatGroups };
 struct PassCounters {
   ops::QuantStats* stats = nullptr;  // by StatGroup
-  tensor::TensorView offsets_LE;     // int32 [layers, E + 1], the routed rows' offsets of each layer
+  tensor::TensorView offsets_LE;  // int32 [layers, E + 1], the routed rows' offsets of each layer
 
   ops::QuantStats* group(StatGroup g) const { return stats == nullptr ? nullptr : stats + g; }
 };
@@ -76,7 +76,7 @@ ForwardStats read_counters(const tensor::Context& ctx, const PassCounters& count
 
 struct ForwardSink {
   tensor::Arena* arena = nullptr;  // of the context's device
-  bool recompute = false;  // keep only the layers' inputs
+  bool recompute = false;          // keep only the layers' inputs
   std::vector<LayerSaved> layers;
   tensor::TensorView x_final_TD, rstd_final_T, hidden_TD;
   ops::Segments dense;  // one segment of all T rows

@@ -55,8 +55,8 @@ void linear_backward(const Context& ctx, const ModelView& model, int p, const Te
   const Scaling scaling = q.precision.scaling();
   const bool pow2 = q.precision.activation_pow2;
   const Fp8Rows rows = model::take_rows(*ctx.workspace, dy_MN.dim(0), dy_MN.dim(1), scaling);
-  const Fp8Columns columns = model::take_columns(*ctx.workspace, dy_MN.dim(1), dy_MN.dim(0),
-                                                 segments.experts(), scaling);
+  const Fp8Columns columns =
+      model::take_columns(*ctx.workspace, dy_MN.dim(1), dy_MN.dim(0), segments.experts(), scaling);
   ops::quantize_rows(ctx, dy_MN, pow2, rows, stats);
   ops::quantize_columns(ctx, dy_MN, segments, pow2, columns, nullptr);
   ops::fp8_gemm(ctx, rows, q.transposed[p], offsets_E1, dx_MK);

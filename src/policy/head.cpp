@@ -47,7 +47,8 @@ HeadRows make_head_rows(const Context& ctx, tensor::Arena& arena,
                         const std::vector<std::int32_t>& target_R, const RowSampling& sampling) {
   const std::vector<RowSampling> same(std::min<std::size_t>(row_R.size(), numerics::kHeadChunk),
                                       sampling);
-  auto* on_device = tensor::take_structs<RowSampling>(arena, static_cast<std::int64_t>(same.size()));
+  auto* on_device =
+      tensor::take_structs<RowSampling>(arena, static_cast<std::int64_t>(same.size()));
   tensor::copy_bytes(ctx, same.data(), Device::kCpu, on_device, ctx.device,
                      same.size() * sizeof(RowSampling));
   return {tensor::upload<std::int32_t>(ctx, arena, row_R),
@@ -83,10 +84,8 @@ void head_backward(const Context& ctx, const ModelView& model, const TensorView&
     ArenaScope scratch(*ctx.workspace);
     const Chunk chunk = load_chunk(ctx, model, hidden_TD, rows, begin);
     const TensorView offsets = model::dense_segments(ctx, *ctx.workspace, chunk.count).offsets_E1;
-    const TensorView d_logits_RV =
-        ctx.workspace->take(DType::kBf16, {chunk.count, c.vocab_size});
-    const TensorView d_hidden_RD =
-        ctx.workspace->take(DType::kBf16, {chunk.count, c.hidden_size});
+    const TensorView d_logits_RV = ctx.workspace->take(DType::kBf16, {chunk.count, c.vocab_size});
+    const TensorView d_hidden_RD = ctx.workspace->take(DType::kBf16, {chunk.count, c.hidden_size});
     ops::vocab_backward(ctx, chunk.logits_RV, chunk.targets_R, rows.sampling, rows.stats + begin,
                         g.rows(begin, chunk.count), d_logits_RV);
     ops::bf16_gemm(ctx, d_logits_RV, w, ops::BLayout::kKN, {}, d_hidden_RD);

@@ -11,7 +11,7 @@ namespace lockstep::policy {
 
 // R rows of the hidden states and the tokens that they predict, on the device.
 struct HeadRows {
-  tensor::TensorView rows_R, targets_R;      // int32
+  tensor::TensorView rows_R, targets_R;        // int32
   const ops::RowSampling* sampling = nullptr;  // [min(R, kHeadChunk)]: one for all rows
   ops::RowStats* stats = nullptr;              // [R], filled by head_forward
   std::int64_t count() const { return rows_R.dim(0); }

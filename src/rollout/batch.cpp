@@ -19,19 +19,6 @@ namespace {
 
 constexpr std::int64_t kMaxLogits = std::int64_t{1} << 24;
 
-ops::RowSampling row_sampling(const Sequence& sequence) {
-  const Request& r = sequence.request;
-  ops::RowSampling s;
-  s.temperature = r.sampling.temperature;
-  s.top_k = r.sampling.top_k;
-  s.top_p = r.sampling.top_p;
-  s.min_p = r.sampling.min_p;
-  s.seed = r.seed;
-  s.stream = r.stream;
-  s.position = static_cast<std::uint32_t>(sequence.response_length());
-  return s;
-}
-
 // Logits of draws [begin, begin + count). Draws of one item are neighbours.
 TensorView draw_logits(const Context& ctx, const model::ModelView& model, const StepPlan& plan,
                        const std::vector<std::int32_t>& last_row, const TensorView& hidden_TD,
@@ -58,6 +45,33 @@ TensorView draw_logits(const Context& ctx, const model::ModelView& model, const 
 }
 
 }  // namespace
+
+ops::RowSampling row_sampling(const Sequence& sequence) {
+  const Request& r = sequence.request;
+  ops::RowSampling s;
+  s.temperature = r.sampling.temperature;
+  s.top_k = r.sampling.top_k;
+  s.top_p = r.sampling.top_p;
+  s.min_p = r.sampling.min_p;
+  s.seed = r.seed;
+  s.stream = r.stream;
+  s.position = static_cast<std::uint32_t>(sequence.response_length());
+  return s;
+}
+
+void sample_rows(const Context& ctx, const model::ModelView& model, const TensorView& hidden_UD,
+                 const ops::RowSampling* sampling, const TensorView& tokens_U,
+                 ops::RowStats* stats) {
+  const std::int64_t U = hidden_UD.dim(0), V = model.weights->config.vocab_size;
+  const std::int64_t chunk = std::max<std::int64_t>(1, kMaxLogits / V);
+  for (std::int64_t begin = 0; begin < U; begin += chunk) {
+    const ArenaScope scratch(*ctx.workspace);
+    const std::int64_t count = std::min(chunk, U - begin);
+    const TensorView logits_UV = ctx.workspace->take(DType::kFp32, {count, V});
+    model::head_logits(ctx, model, hidden_UD.rows(begin, count), logits_UV);
+    ops::vocab_sample(ctx, logits_UV, sampling + begin, tokens_U.rows(begin, count), stats + begin);
+  }
+}
 
 model::ForwardBatch make_batch(const Context& ctx, const StepPlan& plan, int block_size) {
   const std::int64_t T = plan.tokens, S = static_cast<std::int64_t>(plan.items.size());

@@ -84,12 +84,14 @@ void Engine::set_model(const model::ModelView& model, std::uint64_t version) {
   const bool fits = scheduler_ != nullptr && options_.max_model_len == resolved.max_model_len &&
                     static_cast<std::int64_t>(cache_.k.size()) == c.num_layers &&
                     cache_.k[0].view().shape == rows;
+  if (model.weights != model_.weights || model.quantized != model_.quantized) graphs_.clear();
   model_ = model;
   version_ = version;
   if (fits) return;
   stats_ = stats();  // keeps the counts of the scheduler that goes
   scheduler_.reset();
   options_ = resolved;
+  graphs_.clear();
   cache_ = make_cache(ctx_, options_, c);
   scheduler_ = std::make_unique<Scheduler>(options_);
 }
@@ -145,14 +147,23 @@ void Engine::run_batch() {
   }
   ++stats_.steps;
   copy_pages(ctx_, plan_, options_.block_size, cache_);
+  if (!options_.enforce_eager && DecodeGraphs::fits(ctx_, plan_)) {
+    graphs_.run(ctx_, model_, plan_, options_, cache_, sampled_);
+    ++stats_.graph_steps;
+  } else {
+    run_eagerly();
+  }
+  scheduler_->commit(plan_);
+  for (std::size_t i = 0; i < plan_.draws.size(); ++i)
+    accept(plan_.draws[i], sampled_.tokens[i], sampled_.stats[i].logprob);
+}
+
+void Engine::run_eagerly() {
   const model::ForwardBatch batch = make_batch(ctx_, plan_, options_.block_size);
   const TensorView hidden_TD =
       ctx_.workspace->take(DType::kBf16, {plan_.tokens, model_.weights->config.hidden_size});
   model::forward(ctx_, model_, batch, &cache_, nullptr, hidden_TD);
   sample_draws(ctx_, model_, plan_, hidden_TD, sampled_);
-  scheduler_->commit(plan_);
-  for (std::size_t i = 0; i < plan_.draws.size(); ++i)
-    accept(plan_.draws[i], sampled_.tokens[i], sampled_.stats[i].logprob);
 }
 
 void Engine::accept(const Draw& draw, std::int32_t token, float logprob) {

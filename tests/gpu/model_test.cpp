@@ -115,8 +115,10 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
     }
     ASSERT_EQ(answers[0].size(), answers[1].size());
     for (std::size_t i = 0; i < answers[0].size(); ++i) {
-      EXPECT_EQ(answers[0][i].response, answers[1][i].response) << "fp8 " << fp8 << " request " << i;
-      EXPECT_EQ(answers[0][i].logprobs, answers[1][i].logprobs) << "fp8 " << fp8 << " request " << i;
+      EXPECT_EQ(answers[0][i].response, answers[1][i].response)
+          << "fp8 " << fp8 << " request " << i;
+      EXPECT_EQ(answers[0][i].logprobs, answers[1][i].logprobs)
+          << "fp8 " << fp8 << " request " << i;
     }
   }
 }
