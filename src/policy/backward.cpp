@@ -70,8 +70,8 @@ TensorView balance_gradient(const Context& ctx, const ModelConfig& c, const Laye
   const TensorView d_score_E = ctx.workspace->take(DType::kFp32, {E});
   const TensorView sum_E = ctx.workspace->take(DType::kFp64, {E});
   ops::router_mean_scores(ctx, s.logits_TE, c.router, sum_E);
-  ops::balance_gradient(ctx, s.segments.offsets_E1, sum_E, balance.coefficient * balance.weight, C,
-                        T, d_score_E, value_1);
+  ops::balance_gradient(ctx, s.segments.offsets_E1, sum_E,
+                        {balance.coefficient, balance.weight, T, C}, d_score_E, value_1);
   return d_score_E;
 }
 
