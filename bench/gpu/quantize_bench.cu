@@ -8,6 +8,7 @@
 #include <string>
 
 #include "gpu_bench.h"
+#include "ops/norm_quantize.h"
 #include "ops/permute_quantize.h"
 #include "ops/swiglu.h"
 #include "tensor/device.h"
@@ -189,6 +190,37 @@ void layer(Bench& b, const LayerShape& s) {
   }
 }
 
+// Norms of T tokens, as a policy packs them (one segment).
+void norms(Bench& b, std::int64_t T, std::int64_t D) {
+  const tensor::ArenaScope scope(*b.arena);
+  const std::int32_t ends[2] = {0, static_cast<std::int32_t>(T)};
+  const TensorView offsets = tensor::upload<std::int32_t>(b.ctx, *b.arena, ends);
+  const Segments segments{offsets, offsets};  // T is a multiple of 128
+  const TensorView x = b.random({T, D}), delta = b.random({T, D}), w = b.random({D});
+  const TensorView out = b.random({T, D}), h = b.random({T, D});
+  const TensorView rstd = b.arena->take(DType::kFp32, {T});
+  const double n = static_cast<double>(T) * D;
+  const std::string shape = fmt::format("{} x {}", T, D);
+  for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow}) {
+    const double scales = scaling == Scaling::kBlock ? n / 32 : 0;
+    const std::string kind = scaling == Scaling::kBlock ? "" : " (kRow)";
+    const Fp8Rows rows = b.rows(T, D, scaling);
+    const Fp8Columns columns = b.columns(D, T, 1, scaling);
+    const auto time = [&](const std::string& name, double bytes, const TensorView& to,
+                          const Fp8Columns* c) {
+      if (b.wanted((name + kind).c_str()))
+        b.time((name + kind).c_str(), shape.c_str(), bytes, [&] {
+          ops::rms_norm_quantize(b.ctx, x, delta, w, 1e-6f, out, to, rstd, segments, false, rows, c,
+                                 nullptr);
+        });
+    };
+    time("rms_norm_quantize rows", 7 * n + scales, {}, nullptr);
+    time("rms_norm_quantize rows, h", 9 * n + scales, h, nullptr);
+    time("rms_norm_quantize both", 8 * n + 2 * scales, {}, &columns);
+    time("rms_norm_quantize both, h", 10 * n + 2 * scales, h, &columns);
+  }
+}
+
 void weights(Bench& b, std::int64_t E, std::int64_t N, std::int64_t K) {
   const tensor::ArenaScope scope(*b.arena);
   const TensorView w = b.random({E, N, K});
@@ -222,6 +254,8 @@ void run(const std::string& only) {
   }
   layer(b, {"qwen3-30b", 16384, 8, 128, 2048, 768});
   layer(b, {"dsv3", 4096, 8, 32, 7168, 2048});
+  norms(b, 65536, 2048);
+  norms(b, 32768, 7168);
   weights(b, 128, 1536, 2048);
   weights(b, 128, 2048, 768);
   weights(b, 32, 4096, 7168);

@@ -2,6 +2,7 @@
 
 #include "ops/cuda/quantize.h"
 #include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_row.cuh"
 
 namespace lockstep::ops::cuda {
 namespace {
@@ -109,8 +110,17 @@ std::uint32_t* take_largest(const Context& ctx, std::int64_t n) {
 
 void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const Fp8Rows& out,
                    QuantStats* stats) {
-  const RowSource<false> source{x_MK.as<Bf16>(), nullptr, x_MK.dim(1)};
-  quantize_source(ctx, source, x_MK.dim(0), x_MK.dim(1), {}, pow2, &out, nullptr, stats);
+  const std::int64_t M = x_MK.dim(0), K = x_MK.dim(1);
+  if (out.scaling == Scaling::kRow) {
+    RowPlan plan;
+    plan.M = M, plan.K = K, plan.x = x_MK.as<Bf16>();
+    plan.codes = out.codes_MK.fp8(), plan.scales = out.scales.as<float>();
+    plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
+    const bool vector = K % 8 == 0 && aligned16(plan.x) && aligned16(plan.codes);
+    if (launch_rows<false>(ctx, plan, vector)) return;
+  }
+  const RowSource<false> source{x_MK.as<Bf16>(), nullptr, K};
+  quantize_source(ctx, source, M, K, {}, pow2, &out, nullptr, stats);
 }
 
 void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
