@@ -18,6 +18,11 @@ struct GemmArguments {
   bool bf16;
 };
 
+// The same in all lanes, and known to be.
+__device__ __forceinline__ int warp_index() {
+  return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 32), 0);
+}
+
 __device__ __forceinline__ float one_nan(float x) {
   return x == x ? x : __uint_as_float(0x7FC00000u);
 }
@@ -27,11 +32,11 @@ __device__ __forceinline__ float one_nan(float x) {
 template <Fp8Type kA, Fp8Type kB, int kCount>
 __device__ __forceinline__ void multiply_block(float (&d)[kCount], std::uint32_t a,
                                                std::uint32_t b) {
+  const std::uint64_t operand_a = operand_128b(a), operand_b = operand_128b(b);
   keep_registers(d);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
-    wgmma_fp8<kA, kB>(d, operand_128b(a + 32 * k), operand_128b(b + 32 * k), k > 0);
+  for (int k = 0; k < 4; ++k) wgmma_fp8<kA, kB>(d, operand_a + 2 * k, operand_b + 2 * k, k > 0);
   wgmma_commit();
   keep_registers(d);
   wgmma_wait<0>();

@@ -31,7 +31,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
                                          std::uint32_t stages, std::uint32_t staging) {
   constexpr bool kBlock = kScaling == Scaling::kBlock;
   constexpr int kPairs = kRows / 8;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x % 32);
   const int blocks = (x.K + 127) / 128;
   const int first_row = tile.row + 2 * (lane % 4);  // rows of A: first_row + 8 j + {0, 1}
   const float* b_scale = nullptr;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
   std::int32_t* lists =
       reinterpret_cast<std::int32_t*>(shared + (ring.barriers - stages) + 16 * x.stages);
 
-  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int warp = warp_index();
   if (threadIdx.x == 0) {
     tma_prefetch_map(&a_map);
     tma_prefetch_map(&b_map);
