@@ -1,6 +1,8 @@
 #include "ops/gemm.h"
 
 #include "ops/cpu/gemm.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/gemm_fp8.h"
 
 namespace lockstep::ops {
 namespace {
@@ -23,9 +25,10 @@ void require_output(const TensorView& d, const Shape& shape) {
   tensor::require(d, d.dtype, shape, "output of a GEMM");
 }
 
-// Offsets start at 0, never fall, end at `rows`.
+// Offsets start at 0, never fall, end at `rows`. (Device memory is not looked at.)
 void require_offsets(const TensorView& offsets_E1, std::int64_t E, std::int64_t rows) {
   tensor::require(offsets_E1, DType::kInt32, {E + 1}, "offsets");
+  if (!offsets_E1.on_host()) return;
   const auto* offsets = offsets_E1.as<std::int32_t>();
   LOCKSTEP_CHECK(offsets[0] == 0 && offsets[E] == rows,
                  "offsets run from {} to {}, expected 0 to {}", offsets[0], offsets[E], rows);
@@ -54,7 +57,6 @@ void require_columns(const Fp8Columns& x, const Segments& segments, const char* 
 
 void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
               const TensorView& offsets_E1, const TensorView& d_MN) {
-  LOCKSTEP_CHECK(ctx.device == Device::kCpu, "fp8_gemm: this build has no CUDA backend");
   require_fp8(a.codes_MK, {-1, -1}, "fp8_gemm a");
   require_fp8(b.codes_ENK, {-1, -1, a.codes_MK.dim(1)}, "fp8_gemm b");
   LOCKSTEP_CHECK(a.scaling == b.scaling, "fp8_gemm: a and b are scaled in different ways");
@@ -71,6 +73,7 @@ void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
   }
   require_groups(offsets_E1, E, M);
   require_output(d_MN, {M, N});
+  LOCKSTEP_CUDA_CALL(ctx, fp8_gemm, ctx, a, b, offsets_E1, d_MN);
   LOCKSTEP_CPU_CALL(ctx, fp8_gemm, ctx, a, b, offsets_E1, d_MN);
 }
 
