@@ -123,6 +123,7 @@ struct GenerationConfig {
   std::optional<std::int64_t> num_blocks;
   std::int64_t max_num_batched_tokens = 512;
   bool enable_prefix_sharing = true;
+  bool enforce_eager = false;
 };
 
 struct PolicyConfig {

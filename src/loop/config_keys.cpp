@@ -190,6 +190,8 @@ void add_generation(Keys& keys, GenerationConfig& c) {
                   "most tokens of one forward; longer prompts are prefilled in chunks");
   add_operational(keys, prefix + "enable_prefix_sharing", &c.enable_prefix_sharing, kAny,
                   "samples of one prompt share its keys and values");
+  add_operational(keys, prefix + "enforce_eager", &c.enforce_eager, kAny,
+                  "on a GPU: no CUDA graphs for decode steps; changes time only");
 }
 
 void add_source(Keys& keys, const std::string& prefix, DataSourceConfig& c, bool validation) {
@@ -251,7 +253,7 @@ void add_pretrain(Keys& keys, PretrainConfig& c) {
 
 std::vector<ConfigKey> config_keys(RunConfig& c) {
   Keys keys;
-  add_operational(keys, "device", &c.device, kAny, "backend", {"auto", "cpu", "cuda"});
+  add_operational(keys, "device", &c.device, kAny, "where to run; auto: a GPU where there is one", {"auto", "cpu", "cuda"});
   add_operational(keys, "num_threads", &c.num_threads, {0, 4096},
                   "CPU threads; 0: OMP_NUM_THREADS, or else all cores");
   add_grpo(keys, c.grpo);

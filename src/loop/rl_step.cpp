@@ -31,12 +31,14 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   if (config.policy.max_total_sequence_length > m.max_positions)
     base::fail<InputError>("policy.max_total_sequence_length is {}, but the model has {} positions",
                            config.policy.max_total_sequence_length, m.max_positions);
+  model::move_to(ctx, *run->weights);
   run->policy = policy::make_policy(ctx, run->weights, policy_options(config));
   run->rollout_weights = model::quantized_for(ctx, *run->weights, rollout_precision(config));
   run->one_precision = run->rollout_weights == run->policy.quantized;
   run->preset = estimator(config);
   if (run->preset.loss.reference_policy_kl_penalty != 0) {
     run->reference = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
+    model::move_to(ctx, *run->reference);
     run->reference_quantized = model::quantized_for(ctx, *run->reference, policy_precision(config));
     run->reference_checksum =
         sync::weight_checksum({run->reference.get(), run->reference_quantized.get(), {}, {}});

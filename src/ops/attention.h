@@ -17,6 +17,10 @@ struct AttentionBatch {
   TensorView kv_lengths_S;
   TensorView pages_SP;
   std::int64_t page_size = 0;
+  // Host bounds of the queries and of the keys of one sequence, for launch sizes on a GPU, where
+  // the arrays above are device memory. 0: unknown; then T queries, and keys as many as a row of
+  // pages_SP holds, or T. A sequence beyond a bound that is too small is left unfinished.
+  std::int64_t max_queries = 0, max_keys = 0;
 };
 
 // q_THK BF16, k and v BF16 [rows, J, K] (value width may differ from K: v is [rows, J, Kv]);

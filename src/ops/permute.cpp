@@ -106,4 +106,12 @@ void permute_backward(const Context& ctx, const TensorView& d_x_MD, const Tensor
                     d_h_TD.as<Bf16>());
 }
 
+void scatter_rows(const Context&, const TensorView& from_RD, const TensorView& row_R,
+                  const TensorView& to_TD) {
+  const std::int32_t* row = indices(row_R, to_TD.dim(0), "scatter_rows: row_R");
+  for (std::int64_t r = 0; r < from_RD.dim(0); ++r)
+    for (std::int64_t d = 0; d < from_RD.dim(1); ++d)
+      to_TD.as<Bf16>()[row[r] * from_RD.dim(1) + d] = from_RD.as<Bf16>()[r * from_RD.dim(1) + d];
+}
+
 }  // namespace lockstep::ops

@@ -34,4 +34,8 @@ void permute_backward(const Context& ctx, const TensorView& d_x_MD, const Tensor
                       const TensorView& first_TD, const TensorView& last_TD,
                       const TensorView& d_h_TD);
 
+// to_TD[row_R[r]] = from_RD[r], BF16; rows are distinct.
+void scatter_rows(const Context& ctx, const TensorView& from_RD, const TensorView& row_R,
+                  const TensorView& to_TD);
+
 }  // namespace lockstep::ops

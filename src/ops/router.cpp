@@ -85,4 +85,17 @@ void router_mean_scores(const Context& ctx, const TensorView& logits_TE,
                     block_sums.as<double>(), sum_E.as<double>());
 }
 
+void balance_gradient(const Context&, const TensorView& offsets_E1, const TensorView& sum_E,
+                      double coefficient, std::int64_t C, std::int64_t T,
+                      const TensorView& d_score_E, const TensorView& value_1) {
+  const std::int64_t E = sum_E.dim(0);
+  const std::int32_t* offsets = offsets_E1.as<std::int32_t>();
+  for (std::int64_t e = 0; e < E; ++e) {
+    const double count = offsets[e + 1] - offsets[e];
+    const double slope = coefficient * E * count / (static_cast<double>(C) * T * T);
+    d_score_E.as<float>()[e] = static_cast<float>(slope);
+    value_1.as<double>()[0] += slope * sum_E.as<double>()[e];
+  }
+}
+
 }  // namespace lockstep::ops

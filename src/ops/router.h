@@ -47,4 +47,8 @@ void router_backward(const Context& ctx, const TensorView& logits_TE, const Tens
 void router_mean_scores(const Context& ctx, const TensorView& logits_TE,
                         const RouterOptions& options, const TensorView& sum_E);
 
+void balance_gradient(const Context& ctx, const TensorView& offsets_E1, const TensorView& sum_E,
+                      double coefficient, std::int64_t C, std::int64_t T,
+                      const TensorView& d_score_E, const TensorView& value_1);
+
 }  // namespace lockstep::ops

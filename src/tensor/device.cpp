@@ -156,6 +156,21 @@ void download(const Context& ctx, const TensorView& from, void* to) {
   copy_bytes(ctx, from.data, from.device, to, Device::kCpu, from.bytes());
 }
 
+Tensor to_host(const TensorView& from) {
+  Tensor host(Device::kCpu, from.dtype, from.shape);
+  if (from.bytes() == 0) return host;
+#ifdef LOCKSTEP_HAVE_CUDA
+  if (from.device == Device::kCuda) {
+    check_cuda(cudaDeviceSynchronize(), "work on the GPU");
+    check_cuda(cudaMemcpy(host.view().data, from.data, from.bytes(), cudaMemcpyDeviceToHost),
+               "copy");
+    return host;
+  }
+#endif
+  std::memcpy(host.view().data, from.data, from.bytes());
+  return host;
+}
+
 void* allocate(Device device, std::size_t bytes) {
 #ifdef LOCKSTEP_HAVE_CUDA
   if (device == Device::kCuda) {

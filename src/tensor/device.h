@@ -61,6 +61,9 @@ T* take_structs(Arena& arena, std::int64_t count) {
 void copy_bytes(const Context& ctx, const void* from, Device from_device, void* to,
                 Device to_device, std::size_t bytes);
 
+// The bytes of a tensor in host memory of their own, after all work of its device.
+Tensor to_host(const TensorView& from);
+
 // For Tensor: memory that is zero, 256-byte aligned on a GPU, 64-byte aligned on the CPU.
 void* allocate(Device device, std::size_t bytes);
 void release(Device device, void* memory);
