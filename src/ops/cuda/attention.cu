@@ -3,7 +3,9 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_stream.cuh"
 #include "ops/cuda/attention_tile.cuh"
+#include "ops/cuda/tensor_map.h"
 
 namespace lockstep::ops::cuda {
 namespace {
@@ -58,6 +60,28 @@ void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
   LOCKSTEP_CUDA_LAUNCHED("attention_merge");
 }
 
+CUtensorMap rows_map(const Bf16* data, std::int64_t width, std::int64_t heads, std::int64_t rows,
+                     int box, const char* what) {
+  return tensor_map(data, tensor::DType::kBf16,
+                    {{width, 2, 64}, {heads, width * 2, 1}, {rows, heads * width * 2, box}},
+                    CU_TENSOR_MAP_SWIZZLE_128B, what);
+}
+
+template <int kWidth>
+void launch_stream(const Context& ctx, const AttentionArgs& a, float c) {
+  using Plan = StreamPlan<kWidth>;
+  const StreamMaps maps{rows_map(a.q, kWidth, a.heads, a.tokens, Plan::kRows, "q_THK"),
+                        rows_map(a.k, kWidth, a.kv_heads, a.rows, kBlock, "k_RJK"),
+                        rows_map(a.v, kWidth, a.kv_heads, a.rows, kBlock, "v_RJK")};
+  const int bytes = Plan::bytes(a.most_keys > kSplit);
+  const auto kernel = attention_stream_kernel<kWidth>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(grid_size((a.longest + Plan::kRows - 1) / Plan::kRows), grid_size(a.heads),
+                  grid_size(a.sequences));
+  kernel<<<grid, Plan::kThreads, bytes, stream_of(ctx)>>>(a, c, maps);
+  LOCKSTEP_CUDA_LAUNCHED("attention_stream");
+}
+
 // Rows of pages (or of T) up to this many take the decode kernel; the others the tiles.
 template <int kWidth, int kTileSlots, int kDecodeSlots>
 void launch(const Context& ctx, const AttentionArgs& a, float c) {
@@ -72,9 +96,13 @@ void launch(const Context& ctx, const AttentionArgs& a, float c) {
 
 void attention(const Context& ctx, const AttentionArgs& a) {
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
-  LOCKSTEP_CHECK(a.sequences <= 65535 && a.kv_heads <= 65535,
-                 "attention: {} sequences and {} KV heads, a GPU's grid takes 65535 of each",
-                 a.sequences, a.kv_heads);
+  LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
+                 "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",
+                 a.sequences, a.heads);
+  if (a.pages == nullptr && a.width == a.value_width && a.longest > 64) {
+    if (a.width == 64) return launch_stream<64>(ctx, a, c);
+    if (a.width == 128) return launch_stream<128>(ctx, a, c);
+  }
   const std::int64_t width = a.width > a.value_width ? a.width : a.value_width;
   if (width <= 64)
     launch<64, 4, 4>(ctx, a, c);
