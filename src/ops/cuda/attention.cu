@@ -3,21 +3,12 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_launch.h"
 #include "ops/cuda/attention_stream.cuh"
 #include "ops/cuda/attention_tile.cuh"
-#include "ops/cuda/tensor_map.h"
 
 namespace lockstep::ops::cuda {
 namespace {
-
-template <typename Kernel>
-void allow_shared(Kernel kernel, int bytes) {
-  tensor::check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-      "attention's shared memory");
-}
-
-unsigned grid_size(std::int64_t n) { return static_cast<unsigned>(n); }
 
 template <int kWidth, int kSlots>
 void launch_tiles(const Context& ctx, const AttentionArgs& a, float c, int decode_rows) {
@@ -58,13 +49,6 @@ void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
   const dim3 merge_grid(grid_size(rows), grid_size(a.kv_heads), grid_size(a.sequences));
   attention_merge_kernel<kThreads><<<merge_grid, kThreads, 0, stream_of(ctx)>>>(a, c, states);
   LOCKSTEP_CUDA_LAUNCHED("attention_merge");
-}
-
-CUtensorMap rows_map(const Bf16* data, std::int64_t width, std::int64_t heads, std::int64_t rows,
-                     int box, const char* what) {
-  return tensor_map(data, tensor::DType::kBf16,
-                    {{width, 2, 64}, {heads, width * 2, 1}, {rows, heads * width * 2, box}},
-                    CU_TENSOR_MAP_SWIZZLE_128B, what);
 }
 
 template <int kWidth>

@@ -11,7 +11,7 @@ namespace lockstep::ops::cuda {
 
 template <int kWidth>
 struct StreamPlan {
-  static constexpr int kGroups = kWidth == 64 ? 3 : 2;  // consumer warpgroups
+  static constexpr int kGroups = 2;  // consumer warpgroups
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 240;
