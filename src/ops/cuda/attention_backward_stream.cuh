@@ -4,8 +4,7 @@
 // operand of dV and dK. dQ: a CTA has 128 queries, blocks of 128 keys stream through.
 #pragma once
 
-#include "ops/cuda/attention_parts.cuh"
-#include "ops/cuda/wgmma.cuh"
+#include "ops/cuda/attention_panels.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -41,58 +40,6 @@ __global__ __launch_bounds__(kRowThreads) void attention_rows_kernel(AttentionAr
     if (lane != 0) continue;
     delta_HT[h * padded + to] = present ? delta : 0.0f;
     lse2_HT[h * padded + to] = present ? a.lse2[place] : -kNone;
-  }
-}
-
-// Rows [first, first + kRows) of a head's matrix by one warp in the layout of TMA's 128-byte
-// swizzle, zeros from `end` on: what TMA would bring there belongs to other sequences.
-template <int kWidth, int kRows>
-__device__ inline void load_last_rows(const Bf16* from, std::int64_t stride, int first, int end,
-                                      std::uint32_t to) {
-  constexpr int kLanes = kWidth / 8;
-  const int lane = static_cast<int>(threadIdx.x) % 32, chunk = lane % kLanes;
-  const std::uint32_t column = to + chunk / 8 * kRows * 128;
-#pragma unroll 4
-  for (int r = lane / kLanes; r < kRows; r += 32 / kLanes) {
-    const bool present = first + r < end;
-    copy_async(column + r * 128 + ((chunk % 8) ^ (r % 8)) * 16,
-               from + (present ? first + r : 0) * stride + chunk * 8, present);
-  }
-}
-// Before the consumers are told of it.
-__device__ inline void finish_last_rows() {
-  copy_commit();
-  copy_wait<0>();
-  fence_async_shared();
-  __syncwarp();
-}
-
-// 64 rows of a warpgroup's accumulator times `scale` to rows [first, ..) of a head's BF16 matrix,
-// through 16 rows a warp of shared memory in the swizzled layout (panels kPanelBytes apart).
-template <int kWidth, int kPanelBytes>
-__device__ inline void store_rows(const float (&d)[kWidth / 2], const float (&factor)[2],
-                                  std::uint32_t memory, Bf16* to, std::int64_t stride, int first,
-                                  int end) {
-  const int lane = static_cast<int>(threadIdx.x) % 32,
-            warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  const std::uint32_t mine = memory + warp * 16 * 128;
-#pragma unroll
-  for (int i = 0; i < kWidth / 16; ++i) {
-    const int r = lane % 16, chunk = i * 2 + lane / 16;
-    store_matrix_x4(mine + chunk / 8 * kPanelBytes + r * 128 + ((chunk % 8) ^ (r % 8)) * 16,
-                    pack_bf16(d[8 * i] * factor[0], d[8 * i + 1] * factor[0]),
-                    pack_bf16(d[8 * i + 2] * factor[1], d[8 * i + 3] * factor[1]),
-                    pack_bf16(d[8 * i + 4] * factor[0], d[8 * i + 5] * factor[0]),
-                    pack_bf16(d[8 * i + 6] * factor[1], d[8 * i + 7] * factor[1]));
-  }
-  __syncwarp();
-  constexpr int kLanes = kWidth / 8;
-#pragma unroll
-  for (int i = 0; i < 16; i += 32 / kLanes) {
-    const int r = i + lane / kLanes, chunk = lane % kLanes, row = first + warp * 16 + r;
-    const uint4 value =
-        load_shared_16(mine + chunk / 8 * kPanelBytes + r * 128 + ((chunk % 8) ^ (r % 8)) * 16);
-    if (row < end) *reinterpret_cast<uint4*>(to + row * stride + chunk * 8) = value;
   }
 }
 

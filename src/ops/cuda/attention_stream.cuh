@@ -4,8 +4,7 @@
 // that product. Widths 64 and 128, the same for keys and values.
 #pragma once
 
-#include "ops/cuda/attention_parts.cuh"
-#include "ops/cuda/wgmma.cuh"
+#include "ops/cuda/attention_panels.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -18,6 +17,11 @@ struct StreamPlan {
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 24;
   static constexpr int kPanels = kWidth / 64;  // of 128 bytes a row
   static constexpr int kStages = 2;
+#ifdef ATTN_TURNS
+  static constexpr bool kTurns = true;
+#else
+  static constexpr bool kTurns = false;
+#endif
   static constexpr int kQueryBytes = kRows * kWidth * 2;
   static constexpr int kBlockBytes = kBlock * kWidth * 2;
   static constexpr int kPanelBytes = kBlock * 128;
@@ -100,37 +104,18 @@ __device__ __forceinline__ void stream_values(float (&o)[kWidth / 2],
         o, p[i], operand_128b(v + i * 2048, 1024, StreamPlan<kWidth>::kPanelBytes), add || i > 0);
 }
 
-// Values [first, first + 128) with zeros from `end` on, by one warp: what TMA would bring there
-// belongs to other sequences.
-template <int kWidth>
-__device__ inline void load_last_values(const AttentionArgs& a, const Sequence& seq, int j,
-                                        int first, std::uint32_t to) {
-  constexpr int kLanes = kWidth / 8;
-  const int lane = static_cast<int>(threadIdx.x) % 32, chunk = lane % kLanes;
-  const Bf16* from = a.v + ((seq.begin + first) * a.kv_heads + j) * kWidth + chunk * 8;
-  const std::uint32_t column = to + chunk / 8 * StreamPlan<kWidth>::kPanelBytes;
-#pragma unroll 4
-  for (int r = lane / kLanes; r < kBlock; r += 32 / kLanes) {
-    const bool present = first + r < seq.keys;
-    copy_async(column + r * 128 + ((chunk % 8) ^ (r % 8)) * 16,
-               from + (present ? r : 0) * a.kv_heads * kWidth, present);
-  }
-  copy_commit();
-  copy_wait<0>();
-  fence_async_shared();
-  __syncwarp();
-}
-
-template <int kWidth>
+// Pages come in pieces of `piece` rows, which the boxes of k's and v's maps have; at least 8.
+template <int kWidth, bool kPaged>
 __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_stream_kernel(
-    AttentionArgs a, float c, const __grid_constant__ StreamMaps maps) {
+    AttentionArgs a, float c, int decode_rows, int piece, const __grid_constant__ StreamMaps maps) {
   using Plan = StreamPlan<kWidth>;
   constexpr int kRows = Plan::kRows, kStages = Plan::kStages;
   extern __shared__ unsigned char unaligned[];
   const int s = blockIdx.z, h = blockIdx.y, j = h / static_cast<int>(a.heads / a.kv_heads);
   const Sequence seq(a, s);
   const int tiles = (seq.queries + kRows - 1) / kRows;
-  if (static_cast<int>(blockIdx.x) >= tiles) return;
+  const int group_heads = static_cast<int>(a.heads / a.kv_heads);
+  if (static_cast<int>(blockIdx.x) >= tiles || seq.queries * group_heads <= decode_rows) return;
   const int first = (tiles - 1 - static_cast<int>(blockIdx.x)) * kRows;
   const int last = first + kRows < seq.queries ? first + kRows : seq.queries;
   const int end = seq.first_position + last;
@@ -163,10 +148,19 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     if (threadIdx.x >= 32) return;
     const bool leader = threadIdx.x == 0;
     const int row = static_cast<int>(seq.begin);
-    const auto load = [&](std::uint32_t to, const CUtensorMap* map, std::uint32_t full, int at) {
-      mbarrier_arrive_expect(full, Plan::kBlockBytes);
-      for (int panel = 0; panel < Plan::kPanels; ++panel)
-        tma_load_3d(to + panel * Plan::kPanelBytes, map, full, panel * 64, j, at);
+    // Keys or values of block b.
+    const auto load = [&](std::uint32_t to, const CUtensorMap* map, std::uint32_t full, int b) {
+      if (leader) mbarrier_arrive_expect(full, Plan::kBlockBytes);
+      if (!kPaged && leader)
+        for (int panel = 0; panel < Plan::kPanels; ++panel)
+          tma_load_3d(to + panel * Plan::kPanelBytes, map, full, panel * 64, j, row + b * kBlock);
+      const int at = static_cast<int>(threadIdx.x) * piece;
+      if (kPaged && at < kBlock) {
+        const int from = key_row(a, seq, s, b * kBlock + at, end);
+        for (int panel = 0; panel < Plan::kPanels; ++panel)
+          tma_load_3d(to + panel * Plan::kPanelBytes + at * 128, map, full, panel * 64, j,
+                      from < 0 ? -kBlock : from);
+      }
     };
     if (leader) {
       mbarrier_arrive_expect(q_full, Plan::kQueryBytes);
@@ -176,16 +170,16 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     for (int b = 0; b < blocks; ++b) {
       const int stage = b % kStages;
       const std::uint32_t parity = static_cast<std::uint32_t>(b / kStages % 2) ^ 1u;
-      const int at = row + b * kBlock;
-      if (leader) {
-        mbarrier_wait(k_free(stage), parity);
-        load(k_at(stage), &maps.k, k_full(stage), at);
-      }
+      mbarrier_wait(k_free(stage), parity);
+      load(k_at(stage), &maps.k, k_full(stage), b);
       mbarrier_wait(v_free(stage), parity);
       if ((b + 1) * kBlock <= seq.keys) {
-        if (leader) load(v_at(stage), &maps.v, v_full(stage), at);
+        load(v_at(stage), &maps.v, v_full(stage), b);
       } else {
-        load_last_values<kWidth>(a, seq, j, b * kBlock, v_at(stage));
+        load_some_rows<kWidth, kBlock>(
+            a.v + j * kWidth, a.kv_heads * kWidth, v_at(stage),
+            [&](int r) { return key_row(a, seq, s, b * kBlock + r, seq.keys); });
+        finish_last_rows();
         if (leader) mbarrier_arrive(v_full(stage));
       }
       __syncwarp();
@@ -226,6 +220,15 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     if (signals) mbarrier_arrive(barrier);
   };
 
+  // The warpgroups issue their products in turns, so that one's softmax runs under the other's.
+  constexpr int kTurn = 1 + Plan::kGroups, kBoth = 256;
+  const auto take_turn = [&] {
+    if (Plan::kTurns) named_sync(kTurn + group, kBoth);
+  };
+  const auto pass_turn = [&] {
+    if (Plan::kTurns) named_arrive(kTurn + 1 - group, kBoth);
+  };
+  if (group == 1) pass_turn();
   float merged_m[2], merged_l[2];
   mbarrier_wait(q_full, 0);
   constexpr int kSplitBlocks = kSplit / kBlock;
@@ -241,8 +244,10 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     softmax(x, split, w, corr);
     stream_pack(x, p);
     for (int b = split; b + 1 < split_end; ++b) {
+      take_turn();
       scores(x, b + 1);
       values(p, b, b > split);
+      pass_turn();
       wgmma_wait<1>();
       keep_registers(x);
       release(k_free((b + 1) % kStages));
@@ -284,29 +289,9 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   // Through this warp's rows of q in shared memory, which nobody reads any more, 16 bytes a thread
   // to memory.
   const float inverse[2] = {1.0f / merged_l[0], 1.0f / merged_l[1]};
-  const std::uint32_t mine = q + warp * 16 * 128;
   named_sync(1 + group, 128);
-#pragma unroll
-  for (int i = 0; i < kWidth / 16; ++i) {
-    const int r = lane % 16, chunk = i * 2 + lane / 16;
-    store_matrix_x4(mine + chunk / 8 * kRows * 128 + r * 128 + ((chunk % 8) ^ (r % 8)) * 16,
-                    pack_bf16(o[8 * i] * inverse[0], o[8 * i + 1] * inverse[0]),
-                    pack_bf16(o[8 * i + 2] * inverse[1], o[8 * i + 3] * inverse[1]),
-                    pack_bf16(o[8 * i + 4] * inverse[0], o[8 * i + 5] * inverse[0]),
-                    pack_bf16(o[8 * i + 6] * inverse[1], o[8 * i + 7] * inverse[1]));
-  }
-  __syncwarp();
-  constexpr int kLanes = kWidth / 8;
-#pragma unroll
-  for (int i = 0; i < 16; i += 32 / kLanes) {
-    const int r = i + lane / kLanes, chunk = lane % kLanes;
-    const int query = first + group * 64 + warp * 16 + r;
-    const uint4 value =
-        load_shared_16(mine + chunk / 8 * kRows * 128 + r * 128 + ((chunk % 8) ^ (r % 8)) * 16);
-    if (query < seq.queries)
-      *reinterpret_cast<uint4*>(a.out + ((seq.begin + query) * a.heads + h) * kWidth + chunk * 8) =
-          value;
-  }
+  store_rows<kWidth, kRows * 128>(o, inverse, q, a.out + (seq.begin * a.heads + h) * kWidth,
+                                  a.heads * kWidth, first + group * 64, seq.queries);
   if (a.lse2 == nullptr || lane % 4 != 0) return;
 #pragma unroll
   for (int r = 0; r < 2; ++r)
