@@ -1,6 +1,7 @@
 // Attention on the GPU: forward and backward of packed causal sequences (FLOP of visible keys only:
 // 2 K + 2 Kv a query and key forward, 2.5 times that backward), decode over pages of 16 (bytes of
 // keys and values once).
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -22,12 +23,15 @@ using tensor::TensorView;
 
 Tensor random_bf16(const Context& ctx, const Shape& shape, unsigned seed) {
   std::mt19937 rng(seed);
-  std::vector<float> table(4096);
   std::normal_distribution<float> normal;
-  for (float& x : table) x = normal(rng);
+  std::vector<numerics::Bf16> values(1000003);  // repeated: a prime, so that rows differ
+  for (auto& x : values) x = numerics::to_bf16(normal(rng));
   Tensor host(Device::kCpu, DType::kBf16, shape), device(Device::kCuda, DType::kBf16, shape);
   auto* to = host.as<numerics::Bf16>();
-  for (std::int64_t i = 0; i < shape.count(); ++i) to[i] = numerics::to_bf16(table[rng() & 4095]);
+  const auto period = static_cast<std::int64_t>(values.size());
+  for (std::int64_t i = 0; i < shape.count(); i += period)
+    std::memcpy(to + i, values.data(),
+                static_cast<std::size_t>(std::min(period, shape.count() - i)) * sizeof(*to));
   tensor::copy(ctx, host, device);
   return device;
 }
