@@ -213,6 +213,12 @@ __device__ inline void store_codes(Fp8* to, uint2 codes, std::int64_t n) {
   }
 }
 
+__device__ inline Bf16x8 shared8(const uint4* at) {
+  const uint4 v = *at;
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ inline uint4 shared8(const Bf16x8& x) { return {x.w[0], x.w[1], x.w[2], x.w[3]}; }
+
 __device__ inline float scale_of(std::uint32_t amax, bool pow2) {
   return numerics::quant_scale(numerics::bits_float(amax), pow2);
 }

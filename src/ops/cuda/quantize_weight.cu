@@ -153,14 +153,22 @@ __global__ void tensor_scales(const std::uint32_t* row_largest, Parts parts, std
 // The rows of all experts, as the tile kernel reads them.
 struct WeightSource {
   using Values = Bf16x8;
-  static constexpr int kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
   const Bf16* w;
   std::int64_t K;
 
+  __device__ std::int64_t row(std::int64_t r) const { return r; }
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    return w + r * K + column;
+  }
+  template <bool kVector>
+  __device__ NoColumns columns(std::int64_t, int) const {
+    return {};
+  }
   template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Bf16x8 (&out)[1][8],
-                       int i) const {
-    out[0][i] = load8<kVector>(w + row * K + column, n);
+  __device__ void combine(const Bf16x8 (&in)[1], const NoColumns&, std::int64_t, std::int64_t, int,
+                          Bf16x8 (&out)[1][8], int i) const {
+    out[0][i] = in[0];
   }
 };
 
