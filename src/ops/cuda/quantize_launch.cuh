@@ -19,6 +19,17 @@ std::uint32_t* take_largest(const Context& ctx, std::int64_t n);
 
 inline bool aligned16(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
+// Dynamic shared memory of this size, and the L1 cache's share for it.
+template <typename Kernel>
+void allow_shared_memory(Kernel kernel, int bytes) {
+  tensor::check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "shared memory of a kernel");
+  tensor::check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+      "shared memory of a kernel");
+}
+
 template <Pass kPass, typename Source>
 void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan, bool vector) {
   const std::int64_t tiles = plan.row_tiles * ((plan.K + kQuantBlock - 1) / kQuantBlock);
@@ -29,12 +40,7 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
   if (vector) {
     constexpr int kStage = kStageBytes<Source>;
     const auto kernel = quantize_tiles<Source, kPass, true>;
-    tensor::check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kStage),
-        "quantize_tiles");
-    tensor::check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
-        "quantize_tiles");
+    allow_shared_memory(kernel, kStage);
     kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
   } else {
     quantize_tiles<Source, kPass, false><<<grid, kTileThreads, 0, stream_of(ctx)>>>(source, plan);

@@ -3,8 +3,7 @@
 // eights of columns l, l + 32, l + 64 ..: the order of lane_sum (docs/numerics.md, section 3).
 #pragma once
 
-#include "ops/cuda/launch.cuh"
-#include "ops/cuda/quantize_stats.cuh"
+#include "ops/cuda/quantize_launch.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -164,9 +163,7 @@ bool launch_rows(const Context& ctx, const RowPlan& plan, bool vector) {
   if (bytes > 160 * 1024) return false;
   if (plan.M == 0) return true;
   const auto kernel = vector ? quantize_whole_rows<kNorm, true> : quantize_whole_rows<kNorm, false>;
-  tensor::check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 160 * 1024),
-      "quantize_whole_rows");
+  allow_shared_memory(kernel, static_cast<int>(bytes));
   const std::int64_t wanted = (plan.M + kRowWarps - 1) / kRowWarps;
   const std::int64_t most = std::int64_t{kMultiprocessors} * 12;
   kernel<<<static_cast<unsigned>(std::min(wanted, most)), kRowWarps * 32,

@@ -208,16 +208,9 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
     if (c >= columns || piece * 16 >= tile.room) continue;
     const uint4 w = *reinterpret_cast<const uint4*>(&memory.codes[c][(piece ^ (turn / 2)) * 16]);
     const uint4 codes = turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w;
-    Fp8* to =
-        plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
-    if constexpr (kVector) {
-      *reinterpret_cast<uint4*>(to) = codes;
-    } else {
-      const std::uint32_t part[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        if (piece * 16 + i < tile.room) to[i] = static_cast<Fp8>(part[i / 4] >> (i % 4 * 8));
-    }
+    store_column_codes<kVector>(
+        plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16,
+        codes, tile.room - piece * 16);
   }
 }
 
