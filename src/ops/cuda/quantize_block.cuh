@@ -213,6 +213,25 @@ __device__ inline void store_codes(Fp8* to, uint2 codes, std::int64_t n) {
   }
 }
 
+// Sixteen tokens of a column, of which n are wanted. kVector: `to` is 16-byte aligned and n >= 16.
+template <bool kVector>
+__device__ inline void store_column_codes(Fp8* to, uint4 codes, int n) {
+  if constexpr (kVector) {
+    *reinterpret_cast<uint4*>(to) = codes;
+  } else {
+    const std::uint32_t part[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      if (i < n) to[i] = static_cast<Fp8>(part[i / 4] >> (i % 4 * 8));
+  }
+}
+
+__device__ inline Bf16x8 shared8(const uint4* at) {
+  const uint4 v = *at;
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ inline uint4 shared8(const Bf16x8& x) { return {x.w[0], x.w[1], x.w[2], x.w[3]}; }
+
 __device__ inline float scale_of(std::uint32_t amax, bool pow2) {
   return numerics::quant_scale(numerics::bits_float(amax), pow2);
 }
