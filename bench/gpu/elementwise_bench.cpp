@@ -215,7 +215,7 @@ int main(int count, char** arguments) {
   tensor::Arena arena(Device::kCuda);
   Bench bench;
   bench.ctx = tensor::cuda_context(arena);
-  if (count > 1) bench.filter = arguments[1];
+  if (count > 1) bench.filter = arguments[1];  // how the names of the ops begin, or a part of them
   const std::int64_t tokens = count > 2 ? std::stoll(arguments[2]) : 8192;
   std::printf("%s\n", tensor::device_text(bench.ctx).c_str());
   bench.copy();
@@ -239,10 +239,13 @@ int main(int count, char** arguments) {
   };
   for (const Sizes& m : models)
     for (const std::int64_t T : {tokens, std::int64_t{64}}) {
-      bench.norms(m, T);
-      bench.heads(m, T);
-      bench.routing(m, T);
-      bench.embeddings(m, T);
+      const std::string f = bench.filter;
+      const bool norm = f.starts_with("rms"), head = f.starts_with("head") || f.starts_with("rope"),
+                 embedding = f.starts_with("embed");
+      if (f.empty() || norm) bench.norms(m, T);
+      if (f.empty() || head) bench.heads(m, T);
+      if (!norm && !head && !embedding) bench.routing(m, T);
+      if (f.empty() || embedding) bench.embeddings(m, T);
     }
   return 0;
 }
