@@ -88,10 +88,11 @@ DeviceMemory device_memory(const Context& ctx) {
 
 std::string device_text(const Context& ctx) {
   if (ctx.device == Device::kCpu)
-    return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+    return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                       ctx.threads == 1 ? "" : "s");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  return fmt::format("{}, {:.1f} GiB", properties.name,
+  return fmt::format("cuda: {}, {:.1f} GiB", properties.name,
                      static_cast<double>(properties.totalGlobalMem) / 0x1p30);
 }
 
@@ -132,7 +133,8 @@ Context cuda_context(Arena&) { fail<SystemError>("device cuda: {}", cuda_problem
 DeviceMemory device_memory(const Context&) { return {}; }
 
 std::string device_text(const Context& ctx) {
-  return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+  return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                       ctx.threads == 1 ? "" : "s");
 }
 
 void copy_bytes(const Context&, const void* from, Device, void* to, Device, std::size_t bytes) {

@@ -21,7 +21,7 @@ std::string cuda_runtime_version();
 // none.
 Context cuda_context(Arena& workspace);
 
-// "NVIDIA H200, 139.8 GiB", or "CPU, avx512, 2 threads".
+// "cuda: NVIDIA H200, 139.8 GiB", or "cpu: avx512, 2 threads".
 std::string device_text(const Context& ctx);
 
 // Copies the bytes of `from` to `to` (same count and dtype), on any devices, in order with the
