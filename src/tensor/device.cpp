@@ -63,6 +63,12 @@ std::string cuda_problem() {
   return {};
 }
 
+std::string cuda_runtime_version() {
+  int version = 0;
+  check_cuda(cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
 Context cuda_context(Arena& workspace) {
   if (const std::string problem = cuda_problem(); !problem.empty())
     fail<SystemError>("device cuda: {}", problem);
@@ -120,6 +126,8 @@ void synchronize(const Context& ctx) {
 #else
 
 std::string cuda_problem() { return "this build has no CUDA backend"; }
+
+std::string cuda_runtime_version() { return {}; }
 
 Context cuda_context(Arena&) { fail<SystemError>("device cuda: {}", cuda_problem()); }
 

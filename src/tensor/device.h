@@ -15,6 +15,9 @@ namespace lockstep::tensor {
 // not of compute capability 9.0. Empty where it can.
 std::string cuda_problem();
 
+// "13.0": the CUDA runtime in this build; empty where it has none.
+std::string cuda_runtime_version();
+
 // Work on GPU 0, in order, on a stream of its own. SystemError with cuda_problem() where there is
 // none.
 Context cuda_context(Arena& workspace);
