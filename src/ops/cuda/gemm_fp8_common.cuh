@@ -15,6 +15,7 @@ struct GemmArguments {
   void* d;
   int experts, M, N, K;
   int stages;
+  int zero;  // 0, but the compiler does not know; see lane_pointer
   bool bf16;
 };
 
@@ -25,6 +26,12 @@ __device__ __forceinline__ int warp_index() {
 
 __device__ __forceinline__ float one_nan(float x) {
   return x == x ? x : __uint_as_float(0x7FC00000u);
+}
+
+// `p` by an address that could differ between lanes. Of a value that it knows to be the same in all
+// lanes the compiler makes a uniform register at once, and so waits for the load right behind it.
+__device__ __forceinline__ const float* lane_pointer(const GemmArguments& x, const float* p) {
+  return p + static_cast<int>(threadIdx.x) * x.zero;
 }
 
 // d = the part of a block: four steps of 32 from 0 (docs/numerics.md, section 4). a: 64 rows of 128
@@ -72,7 +79,8 @@ struct BlockScales {
 #pragma unroll
     for (int c = 0; c < kGroups; ++c) {
       const int block = column / 128 + c < column_blocks ? column / 128 + c : column_blocks - 1;
-      b[c] = x.b_scales + (static_cast<std::int64_t>(expert) * column_blocks + block) * blocks;
+      b[c] = lane_pointer(
+          x, x.b_scales + (static_cast<std::int64_t>(expert) * column_blocks + block) * blocks);
     }
 #pragma unroll
     for (int w = 0; w < kWaves; ++w)

@@ -49,8 +49,10 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
     a_scale += x.M;
   };
   if constexpr (kBlock) {
-    b_scale = x.b_scales +
-              (static_cast<std::int64_t>(tile.expert) * ((x.N + 127) / 128) + tile.column) * blocks;
+    const int column_blocks = (x.N + 127) / 128;
+    b_scale = lane_pointer(
+        x, x.b_scales +
+               (static_cast<std::int64_t>(tile.expert) * column_blocks + tile.column) * blocks);
     load_scales();
   }
 #pragma unroll

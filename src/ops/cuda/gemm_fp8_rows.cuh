@@ -37,13 +37,14 @@ __device__ __forceinline__ void store_slice(const GemmArguments& x,
                                             std::int64_t row, int rows_left, int column) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (x.bf16) {
-    // 16-byte pieces of a row are permuted by its last three bits against bank conflicts.
+    // 16-byte pieces of a row are permuted by its last bits against bank conflicts.
     constexpr int kPieces = kColumns / 8, kPitch = kColumns * 2;
+    constexpr int kPermuted = kPieces % 8 == 0 ? 7 : 3;
     __syncwarp();
     const int to_row = lane % 16;
 #pragma unroll
     for (int j = 0; j < kPieces; j += 2) {
-      const int piece = (j + lane / 16) ^ (to_row & 7);
+      const int piece = (j + lane / 16) ^ (to_row & kPermuted);
       store_matrix_x4(
           staging + static_cast<std::uint32_t>(to_row * kPitch + piece * 16),
           pack_bf16(sum[4 * j], sum[4 * j + 1]), pack_bf16(sum[4 * j + 2], sum[4 * j + 3]),
@@ -54,8 +55,8 @@ __device__ __forceinline__ void store_slice(const GemmArguments& x,
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int index = i * 32 + lane, r = index / kPieces, piece = index % kPieces;
-      const uint4 v =
-          load_shared_16(staging + static_cast<std::uint32_t>(r * kPitch + (piece ^ (r & 7)) * 16));
+      const uint4 v = load_shared_16(
+          staging + static_cast<std::uint32_t>(r * kPitch + (piece ^ (r & kPermuted)) * 16));
       if (r < rows_left && column + piece * 8 < x.N)
         *reinterpret_cast<uint4*>(out + static_cast<std::int64_t>(r) * x.N + piece * 8) = v;
     }
@@ -74,7 +75,7 @@ __device__ __forceinline__ void store_slice(const GemmArguments& x,
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster>
+          int kCluster, int kSkew>
 __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kCluster, 1, 1)
     fp8_rows_kernel(const __grid_constant__ CUtensorMap a_map,
                     const __grid_constant__ CUtensorMap b_map, const GemmArguments x) {
@@ -116,10 +117,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
         const int column = (tile.column * kCluster + rank) * kColumns;
         const std::uint32_t bytes = static_cast<std::uint32_t>(tile.slices * 8192 + Shape::kBBytes);
         for (int g = 0; g < blocks; ++g, ring.advance()) {
-          if constexpr (kCluster > 1)
-            mbarrier_wait_cluster(ring.empty(), ring.phase ^ 1);
-          else
-            mbarrier_wait(ring.empty(), ring.phase ^ 1);
+          mbarrier_wait(ring.empty(), ring.phase ^ 1);
           mbarrier_arrive_expect(ring.full(), bytes);
           const std::uint32_t a =
               stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
@@ -157,6 +155,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
       if constexpr (kBlock)
         scales.start(x, tile.expert, my_row + lane / 4, 64 * kConsumers, column);
 
+      if (kSkew > 0 && t == first && group == 1) named_sync(1, 256);
       for (int g = 0; g < blocks; ++g, ring.advance()) {
         if constexpr (kBlock) scales.next(x, g + 1 < blocks);
         mbarrier_wait(ring.full(), ring.phase);
@@ -175,6 +174,8 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
             for (int i = 0; i < kColumns / 2; ++i) sum[w][i] = sum[w][i] + part[i];
           }
         }
+        if (kSkew > 0 && t == first && group == 0 && g == (kSkew < blocks ? kSkew : blocks) - 1)
+          named_arrive(1, 256);
       }
 
 #pragma unroll

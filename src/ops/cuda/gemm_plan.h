@@ -11,6 +11,9 @@ namespace lockstep::ops::cuda {
 enum class GemmPlan {
   k256x128,         // tiles of rows x columns
   k256x128Cluster,  // pairs of CTAs share the rows
+  k256x128Skew,
+  k256x128Skew2,
+  k256x128ClusterSkew,
   k128x128,
   k128x160,
   k128x192,

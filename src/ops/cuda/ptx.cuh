@@ -43,7 +43,7 @@ __device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, std::u
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -62,19 +62,6 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 }
-// The same where other CTAs of the cluster arrive.
-__device__ __forceinline__ void mbarrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done = 0;
-  while (done == 0)
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-}
-
 // TMA. A map is a __grid_constant__ kernel parameter (tensor_map.h); coordinates in elements,
 // innermost first. Loads complete on an mbarrier by bytes, elements outside the tensor as zeros.
 enum class L2Hint : std::uint64_t {
