@@ -35,11 +35,12 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
                  int cluster) {
   GemmArguments x = in.x;
   const int lists = RowTiles::bytes(x.experts);
-  x.stages = (kSharedBytes - Shape::kStaging - lists) / (Shape::kStageBytes + 16);
+  constexpr int kStage = Shape::kStageBytes + Shape::kScaleBytes + 16;
+  x.stages = (kSharedBytes - Shape::kStaging - lists) / kStage;
   LOCKSTEP_CHECK(x.stages >= 2, "fp8_gemm: {} experts are too many for one product", x.experts);
   constexpr int kMostStages = 12;
   if (x.stages > kMostStages) x.stages = kMostStages;
-  const int bytes = x.stages * (Shape::kStageBytes + 16) + Shape::kStaging + lists;
+  const int bytes = x.stages * kStage + Shape::kStaging + lists;
   const std::int64_t row_tiles = x.offsets == nullptr
                                      ? (x.M + Shape::kTileRows - 1) / Shape::kTileRows
                                      : x.M / Shape::kTileRows + (x.experts > x.M ? x.M : x.experts);
@@ -54,10 +55,10 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster = 1, int kSkew = 0>
+          int kCluster = 1>
 void launch_rows(const Context& ctx, const GemmOperands& in) {
   launch_gemm<RowsShape<kConsumers, kWaves, kColumns, kCluster>>(
-      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster, kSkew>, in, 64,
+      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster>, in, 64,
       kColumns, kColumns * kCluster, kCluster);
 }
 
@@ -77,12 +78,10 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
         return launch_rows<kA, kB, kScaling, 2, 2, 128>(ctx, in);
       case GemmPlan::k256x128Cluster:
         return launch_rows<kA, kB, kScaling, 2, 2, 128, 2>(ctx, in);
-      case GemmPlan::k256x128Skew:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 1, 1>(ctx, in);
-      case GemmPlan::k256x128Skew2:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 1, 2>(ctx, in);
-      case GemmPlan::k256x128ClusterSkew:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 1>(ctx, in);
+      case GemmPlan::k128x128Cluster:
+        return launch_rows<kA, kB, kScaling, 2, 1, 128, 2>(ctx, in);
+      case GemmPlan::k192x128Cluster:
+        return launch_rows<kA, kB, kScaling, 3, 1, 128, 2>(ctx, in);
       case GemmPlan::k128x160:
         return launch_rows<kA, kB, kScaling, 2, 1, 160>(ctx, in);
       case GemmPlan::k128x192:
