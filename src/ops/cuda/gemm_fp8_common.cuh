@@ -23,6 +23,13 @@ __device__ __forceinline__ int warp_index() {
   return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 32), 0);
 }
 
+// Read once and kept, not read again in the inner loop.
+__device__ __forceinline__ int lane_index() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 __device__ __forceinline__ float one_nan(float x) {
   return x == x ? x : __uint_as_float(0x7FC00000u);
 }

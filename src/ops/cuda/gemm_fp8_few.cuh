@@ -33,7 +33,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
                                          std::uint32_t staging) {
   constexpr bool kBlock = kScaling == Scaling::kBlock;
   constexpr int kPairs = kRows / 8;
-  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = warp_index(), lane = lane_index();
   const int blocks = (x.K + 127) / 128;
   float part[kRows / 2], sum[kRows / 2];
 #pragma unroll

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
   std::int32_t* lists =
       reinterpret_cast<std::int32_t*>(shared + (ring.barriers - stages) + 16 * x.stages);
 
-  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = warp_index(), lane = lane_index();
   if (threadIdx.x == 0) {
     tma_prefetch_map(&a_map);
     tma_prefetch_map(&b_map);
