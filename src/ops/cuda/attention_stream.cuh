@@ -17,11 +17,7 @@ struct StreamPlan {
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 24;
   static constexpr int kPanels = kWidth / 64;  // of 128 bytes a row
   static constexpr int kStages = 2;
-#ifdef ATTN_TURNS
-  static constexpr bool kTurns = true;
-#else
   static constexpr bool kTurns = false;
-#endif
   static constexpr int kQueryBytes = kRows * kWidth * 2;
   static constexpr int kBlockBytes = kBlock * kWidth * 2;
   static constexpr int kPanelBytes = kBlock * 128;
