@@ -9,16 +9,17 @@ namespace {
 struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = false;
   const Bf16 *x, *w;
   const float* rstd;
   Bf16* h;
   std::int64_t D;
 
   bool aligned() const { return aligned16(x) && aligned16(w) && aligned16(h); }
-  __device__ std::int64_t row(std::int64_t r) const { return r; }
   __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
     return x + r * D + column;
   }
+  __device__ std::int64_t stride(int) const { return D; }
   template <bool kVector>
   __device__ Bf16x8 columns(std::int64_t column, int n) const {
     return load8<kVector>(w + column, n);

@@ -16,22 +16,21 @@ namespace {
 inline constexpr std::int64_t kPanelBytes = std::int64_t{QPANEL} << 20;
 
 // Rows of a BF16 matrix, straight or by a table of rows.
-template <bool kGather>
+template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = QCTAS;
+  static constexpr bool kGather = kTable;
   const Bf16* x;
   const std::int32_t* token;
   std::int64_t width;
 
   bool aligned() const { return aligned16(x); }
-  __device__ std::int64_t row(std::int64_t r) const {
-    if constexpr (kGather) return __ldg(token + r);
-    return r;
-  }
   __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    if constexpr (kGather) r = __ldg(token + r);
     return x + r * width + column;
   }
+  __device__ std::int64_t stride(int) const { return width; }
   template <bool kVector>
   __device__ NoColumns columns(std::int64_t, int) const {
     return {};

@@ -53,7 +53,7 @@ __device__ inline void encode_row8(const RowPlan& plan, const Bf16x8& h, std::in
   store_codes<kVector>(plan.codes + row * plan.K + k, codes, n);
   if (plan.stats == nullptr || n <= 0) return;
   stats.values += n < 8 ? static_cast<unsigned>(n) : 8u;
-  if (inv == inv) stats.flushed += nonzero(h) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
+  stats.flushed += flushed(h, codes);
 }
 
 template <bool kNorm, bool kVector>

@@ -110,7 +110,7 @@ struct TileMemory {
     // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
     alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
   };
-  float inverse[kQuantBlock];
+  alignas(16) float inverse[kQuantBlock];
 };
 
 template <Pass kPass, bool kVector, typename Values>
@@ -145,8 +145,7 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
     store_codes<kVector>(to + i * width, codes, n);
     if (plan.stats == nullptr || n <= 0) continue;
     stats.values += min(n, 8);
-    if (inv == inv)
-      stats.flushed += nonzero(x[i]) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
+    stats.flushed += flushed(x[i], codes);
   }
 }
 
@@ -187,9 +186,13 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   const int rows = min(8, max(0, tile.rows - tr * 8));
   const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
   const std::uint32_t high = rows >= 8 ? 0xFFFFFFFFu : rows <= 4 ? 0u : (1u << (rows * 8 - 32)) - 1;
+  float inverse[8];
+  *reinterpret_cast<float4*>(inverse) = *reinterpret_cast<const float4*>(memory.inverse + tc * 8);
+  *reinterpret_cast<float4*>(inverse + 4) =
+      *reinterpret_cast<const float4*>(memory.inverse + tc * 8 + 4);
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
-    const float inv = memory.inverse[tc * 8 + c];
+    const float inv = inverse[c];
     const auto y = [&](int r) { return value(x[r], c) * inv; };
     const uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low,
                          encode4(y(4), y(5), y(6), y(7)) & high};
@@ -216,25 +219,42 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 
 // A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
 // K columns each, in the outputs), from kInputs eights in memory:
-//   at(input, row, column)              where an input lies
-//   columns<kVector>(column, n)         what belongs to the columns alone, read once a tile
-//   combine<kPass, kVector>(...)        the values of row i; it may write what belongs to them
+//   at(input, row, column), stride(input)   where an input lies, and its next row (not with
+//   kGather) columns<kVector>(column, n)             what belongs to the columns alone, read once a
+//   tile combine<kPass, kVector>(...)            the values of row i; it may write what belongs to
+//   them
 // The next tile is on its way into shared memory while a tile is worked on; a thread reads only
 // what it asked for itself. Where rows are not aligned, they are read in place.
 template <typename Source>
-__device__ inline void fetch_row(const Source& source, const Tile& tile, int i, uint4* stage) {
-  const int thread = static_cast<int>(threadIdx.x), row = thread / 16 * 8 + i;
+struct Fetch {
+  const Bf16* at[Source::kInputs];  // this thread's first row
+  std::int64_t row, column;
+  int rows;  // of its eight; 0 behind the last column
+};
+template <typename Source>
+__device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
+  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
   const int column = thread % 16 * 8;
-  const bool valid = row < tile.rows && column < tile.columns;
-  const std::int64_t from = valid ? source.row(tile.row0 + row) : 0;
+  Fetch<Source> f;
+  f.row = tile.row0 + first, f.column = tile.column0 + column;
+  f.rows = column < tile.columns ? tile.rows - first : 0;
+  if constexpr (!Source::kGather)
+#pragma unroll
+    for (int j = 0; j < Source::kInputs; ++j) f.at[j] = source.at(j, f.row, f.column);
+  return f;
+}
+template <typename Source>
+__device__ inline void fetch_row(const Source& source, Fetch<Source>& f, int i, uint4* stage) {
+  const bool valid = i < f.rows;
 #pragma unroll
   for (int j = 0; j < Source::kInputs; ++j) {
-    const Bf16* at = source.at(j, from, valid ? tile.column0 + column : 0);
-    const auto to = static_cast<unsigned>(
-        __cvta_generic_to_shared(stage + (i * Source::kInputs + j) * kTileThreads + thread));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at),
+    if constexpr (Source::kGather) f.at[j] = valid ? source.at(j, f.row + i, f.column) : f.at[j];
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(stage + threadIdx.x)) +
+                    (i * Source::kInputs + j) * kTileThreads * 16;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(f.at[j]),
                  "r"(valid ? 16 : 0)
                  : "memory");
+    if constexpr (!Source::kGather) f.at[j] += source.stride(j);
   }
 }
 
@@ -254,12 +274,16 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
   Walk walk{blockIdx.x};
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
-  if (kVector && more)
+  Fetch<Source> fetch{};
+  if (kVector && more) {
+    fetch = start_fetch(source, next);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) fetch_row(source, next, i, stage);
+    for (int i = 0; i < 8; ++i) fetch_row(source, fetch, i, stage);
+  }
   while (more) {
     const Tile tile = next;
     more = next_tile<kPass>(plan, walk, next);
+    if (kVector && more) fetch = start_fetch(source, next);
     const std::int64_t column = tile.column0 + tc * 8;
     const int n = tile.columns - tc * 8;
     const auto columns = source.template columns<kVector>(column, n);
@@ -276,10 +300,10 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
         if constexpr (kVector)
           in[j] = shared8(&stage[(i * kInputs + j) * kTileThreads + threadIdx.x]);
         else if (row_n > 0)
-          in[j] = load8<false>(source.at(j, source.row(row), column), row_n);
+          in[j] = load8<false>(source.at(j, row, column), row_n);
       }
       source.template combine<kPass, kVector>(in, columns, row, column, row_n, x, i);
-      if (kVector && more) fetch_row(source, next, i, stage);
+      if (kVector && more) fetch_row(source, fetch, i, stage);
     }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {

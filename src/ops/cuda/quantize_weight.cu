@@ -12,13 +12,14 @@ namespace {
 struct WeightSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = false;
   const Bf16* w;
   std::int64_t K;
 
-  __device__ std::int64_t row(std::int64_t r) const { return r; }
   __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
     return w + r * K + column;
   }
+  __device__ std::int64_t stride(int) const { return K; }
   template <bool kVector>
   __device__ NoColumns columns(std::int64_t, int) const {
     return {};
@@ -41,9 +42,9 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
     return Tile{b.e * plan.N + b.nb * kQuantBlock, b.kb * kQuantBlock, 0, 0, b.rows, b.columns, 0};
   };
   const auto fetch = [&](std::int64_t index) {
-    const Tile next = tile_of(weight_block(plan, index));
+    Fetch<WeightSource> f = start_fetch(source, tile_of(weight_block(plan, index)));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) fetch_row(source, next, i, stage);
+    for (int i = 0; i < 8; ++i) fetch_row(source, f, i, stage);
   };
   if (kVector && blockIdx.x < plan.blocks) fetch(blockIdx.x);
   int turn = 0;

@@ -82,8 +82,7 @@ __device__ inline void quantize_weight_block(const WeightBlocks& w, const Weight
     store_codes<kVector>(to + i * w.K, codes, n);
     if (w.stats == nullptr || n <= 0) continue;
     stats.values += min(n, 8);
-    if (inv == inv)
-      stats.flushed += nonzero(x[i]) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
+    stats.flushed += flushed(x[i], codes);
   }
   if (w.codes_t == nullptr) return;
 #pragma unroll
