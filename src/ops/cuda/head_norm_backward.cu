@@ -28,15 +28,30 @@ __device__ int pair_place(int q, int p) { return q * 8 + (p ^ (q >> 1 & 3)) * 2;
 
 // A producer's share of a row: chunks `pair` and `pair + kPairs`, which the rotation mixes, of
 // d_out and x. They come by asynchronous copies into the thread's own slots, kStages tiles of them.
-constexpr int kStages = 3;
+constexpr int kStages = 3;  // this tile's and the two that `produce` fetches ahead
+
+// A row's token and head, counted from the block's first, and the step to the next tile: without a
+// division, which would cost as much as a chunk's arithmetic.
+struct Place {
+  int t, j;
+  __device__ void advance(int rows, int H) {
+    t += rows / H;
+    j += rows % H;
+    if (j >= H) {
+      j -= H;
+      ++t;
+    }
+  }
+};
 
 template <int kPairs>
-__device__ void fetch(const Heads& a, std::int64_t begin, int r, int rows, uint4* slot) {
+__device__ void fetch(const Heads& a, int r, int t, int rows, uint4* slot) {
   if (r < rows) {
-    const std::int64_t t = begin + r / a.H;
-    const int j = r % a.H, pair = static_cast<int>(threadIdx.x) % kPairs;
-    const auto* d_out = reinterpret_cast<const uint4*>(a.d_out + (t * a.H + j) * a.K) + pair;
-    const auto* x = reinterpret_cast<const uint4*>(a.x + t * a.x_stride + j * a.K) + pair;
+    const int pair = static_cast<int>(threadIdx.x) % kPairs;
+    const auto* d_out = reinterpret_cast<const uint4*>(a.d_out) + (r * 2 * kPairs + pair);
+    const auto* x =
+        reinterpret_cast<const uint4*>(a.x) +
+        (r * 2 * kPairs + t * (static_cast<int>(a.x_stride) / 8 - a.H * 2 * kPairs) + pair);
     __pipeline_memcpy_async(slot, d_out, 16);
     __pipeline_memcpy_async(slot + kProducers, d_out + kPairs, 16);
     __pipeline_memcpy_async(slot + 2 * kProducers, x, 16);
@@ -51,11 +66,10 @@ struct RowValues {
   float rstd;
 };
 
-__device__ RowValues load_values(const Heads& a, std::int64_t begin, int r, int rows, int pair) {
+__device__ RowValues load_values(const Heads& a, int r, int t, int rows, int pair) {
   RowValues l{};
   if (r >= rows) return l;
-  const std::int64_t t = begin + r / a.H;
-  l.rstd = a.rstd[t * a.H + r % a.H];
+  l.rstd = a.rstd[r];
   if (a.cos == nullptr) return l;
   const std::int64_t at = table_row(a, t) + pair * 8;
 #pragma unroll
@@ -110,22 +124,23 @@ __device__ uint4 gradient(const float (&dy)[8], const float (&w)[8], const float
 
 // Turns tiles of rows into terms in shared memory and writes d_x.
 template <int kPairs>
-__device__ void produce(const Heads& a, std::int64_t begin, int rows, float2* stage, uint4* raw) {
+__device__ void produce(const Heads& a, int rows, float2* stage, uint4* raw) {
   constexpr int K = 16 * kPairs, kRows = kProducers / kPairs;
   constexpr int kThreads = kProducers + consumers(K);
   const int pair = static_cast<int>(threadIdx.x) % kPairs;
   const int row = static_cast<int>(threadIdx.x) / kPairs;
   uint4* slot = raw + threadIdx.x;
-  for (int tile = 0; tile < kStages - 1; ++tile)
-    fetch<kPairs>(a, begin, tile * kRows + row, rows, slot + tile * 4 * kProducers);
-  RowValues next = load_values(a, begin, row, rows, pair);
-  int tile = 0;
-  for (int first = 0; first < rows; first += kRows, ++tile) {
-    const int r = first + row;
-    fetch<kPairs>(a, begin, r + (kStages - 1) * kRows, rows,
-                  slot + (tile + kStages - 1) % kStages * 4 * kProducers);
-    const RowValues l = next;
-    next = load_values(a, begin, r + kRows, rows, pair);
+  Place place{row / a.H, row % a.H};
+  int t = place.t;
+  place.advance(kRows, a.H);
+  int next_t = place.t;
+  place.advance(kRows, a.H);
+  fetch<kPairs>(a, row, t, rows, slot);
+  fetch<kPairs>(a, row + kRows, next_t, rows, slot + 4 * kProducers);
+  RowValues values = load_values(a, row, t, rows, pair);
+  for (int tile = 0; tile * kRows < rows; ++tile) {
+    const int r = tile * kRows + row;
+    fetch<kPairs>(a, r + 2 * kRows, place.t, rows, slot + (tile + 2) % kStages * 4 * kProducers);
     __pipeline_wait_prior(kStages - 1);
     const uint4* mine = slot + tile % kStages * 4 * kProducers;
     float d_low[8], d_high[8], x_low[8], x_high[8], scale_low[8], scale_high[8];
@@ -135,11 +150,13 @@ __device__ void produce(const Heads& a, std::int64_t begin, int rows, float2* st
     unpack(mine[3 * kProducers], x_high);
     unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair), scale_low);
     unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair + kPairs), scale_high);
-    if (a.cos != nullptr) turn_back(l, d_low, d_high);
+    if (a.cos != nullptr) turn_back(values, d_low, d_high);
+    const float rstd = values.rstd;
+    values = load_values(a, r + kRows, next_t, rows, pair);  // in the registers that are now free
     if (tile >= 2) barrier_wait<kThreads>(3 + tile % 2);
     float2* terms = stage + tile % 2 * kTileValues + row * K;
-    store_terms(terms, pair, d_low, x_low, l.rstd);
-    store_terms(terms, pair + kPairs, d_high, x_high, l.rstd);
+    store_terms(terms, pair, d_low, x_low, rstd);
+    store_terms(terms, pair + kPairs, d_high, x_high, rstd);
     barrier_arrive<kThreads>(1 + tile % 2);
 
     float low = chunk_sum(d_low, scale_low, x_low), high = chunk_sum(d_high, scale_high, x_high);
@@ -147,13 +164,18 @@ __device__ void produce(const Heads& a, std::int64_t begin, int rows, float2* st
     float sum = low + high;
 #pragma unroll
     for (int d = kPairs / 2; d >= 1; d /= 2) sum = sum + __shfl_xor_sync(kFullWarp, sum, d);
-    const float factor = backward_factor(sum, l.rstd, K);
+    // The division of backward_factor: by a power of two a product has the same bits.
+    const float factor = ((sum * rstd) * (rstd * rstd)) * (1.0f / K);
     if (r < rows) {
       auto* out =
-          reinterpret_cast<uint4*>(a.out + (begin + r / a.H) * a.out_stride + r % a.H * K) + pair;
-      out[0] = gradient(d_low, scale_low, x_low, factor, l.rstd);
-      out[kPairs] = gradient(d_high, scale_high, x_high, factor, l.rstd);
+          reinterpret_cast<uint4*>(a.out) +
+          (r * 2 * kPairs + t * (static_cast<int>(a.out_stride) / 8 - a.H * 2 * kPairs) + pair);
+      out[0] = gradient(d_low, scale_low, x_low, factor, rstd);
+      out[kPairs] = gradient(d_high, scale_high, x_high, factor, rstd);
     }
+    t = next_t;
+    next_t = place.t;
+    place.advance(kRows, a.H);
   }
 }
 
@@ -199,7 +221,12 @@ __global__ void __launch_bounds__(kProducers + consumers(16 * kPairs), 1)
   const std::int64_t begin = std::int64_t{blockIdx.x} * numerics::kRowBlock;
   const int rows = static_cast<int>(min(std::int64_t{numerics::kRowBlock}, a.T - begin)) * a.H;
   if (threadIdx.x < kProducers) {
-    produce<kPairs>(a, begin, rows, stage, raw);
+    a.x += begin * a.x_stride;
+    a.out += begin * a.out_stride;
+    a.d_out += begin * a.H * a.K;
+    a.rstd += begin * a.H;
+    if (a.positions != nullptr) a.positions += begin;
+    produce<kPairs>(a, rows, stage, raw);
   } else {
     consume<kPairs>(rows, stage, partial_BK + std::int64_t{blockIdx.x} * 16 * kPairs);
   }
