@@ -75,7 +75,8 @@ struct Probe {
 };
 using ops::cuda::WgradPlan;
 constexpr std::pair<WgradPlan, const char*> kPlans[] = {{WgradPlan::k128x128, "128x128"},
-                                                        {WgradPlan::k128x192, "128x192"}};
+                                                        {WgradPlan::k128x192, "128x192"},
+                                                        {WgradPlan::k192x128, "192x128"}};
 constexpr int kProbes = 256;
 __global__ void probe_kernel(const Probe p, double* error) {
   const std::uint32_t r = mix(blockIdx.x * 3 + 1);

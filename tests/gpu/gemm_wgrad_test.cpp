@@ -19,7 +19,7 @@ class WgradGpu : public GpuTest {
       const Tensor expected = cpu_output(DType::kFp32, shape);
       if (accumulate) std::memcpy(expected.view().data, start.view().data, start.view().bytes());
       on_cpu(accumulate, expected.view());
-      for (const auto plan : {WgradPlan::k128x128, WgradPlan::k128x192}) {
+      for (const auto plan : {WgradPlan::k128x128, WgradPlan::k128x192, WgradPlan::k192x128}) {
         const TensorView d = gpu_output(DType::kFp32, shape);
         if (accumulate) tensor::copy(gpu, start, d);
         run_on_gpu(plan, accumulate, d);

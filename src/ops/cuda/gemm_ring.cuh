@@ -43,9 +43,10 @@ class Ring {
     }
     __syncthreads();
   }
-  __device__ std::uint32_t stage(const Position& at) const {
-    return stages_ + static_cast<std::uint32_t>(at.stage * kStageBytes);
+  __device__ std::uint32_t stage(int index) const {
+    return stages_ + static_cast<std::uint32_t>(index * kStageBytes);
   }
+  __device__ std::uint32_t stage(const Position& at) const { return stage(at.stage); }
   // The address of one more barrier, for the kernel's own use; initialise it before init().
   __device__ std::uint32_t own_barrier(int i) const {
     return barriers_ + static_cast<std::uint32_t>(8 * (2 * kStages + i));
@@ -60,10 +61,13 @@ class Ring {
     return full(at.stage);
   }
   __device__ void wait_full(const Position& at) const { mbarrier_wait(full(at.stage), at.parity); }
-  // The stage before `at` is read no more by this warp.
-  __device__ void release_before(const Position& at) const {
+  // A stage, or the one before `at`, is read no more by this warp.
+  __device__ void release(int stage) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty(at.stage == 0 ? kStages - 1 : at.stage - 1));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty(stage));
+  }
+  __device__ void release_before(const Position& at) const {
+    release(at.stage == 0 ? kStages - 1 : at.stage - 1);
   }
 
  private:

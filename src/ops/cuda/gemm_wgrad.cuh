@@ -1,5 +1,5 @@
-// What the weight gradients share: tiles of 128 rows of one expert's d[n, k], computed by two
-// warpgroups of 64 rows each, and how they reach d. A warp of its own brings d's old values to
+// What the weight gradients share: tiles of one expert's d[n, k], computed by warpgroups of 64 rows
+// each, and how they reach d. A warp of its own brings d's old values to
 // shared memory while the tile is computed, and takes the sums away while the next one is.
 #pragma once
 
@@ -20,13 +20,18 @@ struct WgradPlace {
   int expert, row, column;  // of d
 };
 
-template <int kColumnsOfTile>
+template <int kWarpgroupsOfTile, int kColumnsOfTile>
 struct WgradTile {
-  static constexpr int kRows = 128, kColumns = kColumnsOfTile, kThreads = 384;
+  static constexpr int kWarpgroups = kWarpgroupsOfTile;  // that multiply, 64 rows each
+  static constexpr int kRows = 64 * kWarpgroups, kColumns = kColumnsOfTile;
+  static constexpr int kThreads = 128 * (kWarpgroups + 1);
+  static constexpr int kRegisters = kWarpgroups == 2 ? 232 : 160;
+  static constexpr int kOtherRegisters = kWarpgroups == 2 ? 40 : 32;
   static constexpr int kValues = kColumns / 2;  // of a thread
   // A warpgroup's results in shared memory.
   static constexpr int kBoxes = kColumns / kStoreBoxColumns<float>;
   static constexpr int kBoxBytes = kBoxes * kStoreBoxBytes;
+  static constexpr int kShared = kRingSlack + kWarpgroups * kBoxBytes;  // beside the stages
 
   __host__ __device__ static int count(const WeightGradient& x) {
     return x.experts * ((x.N + kRows - 1) / kRows) * ((x.K + kColumns - 1) / kColumns);

@@ -11,7 +11,7 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
                           const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK);
 
 // Which tile is used, rows x columns of d; every one gives the same bits.
-enum class WgradPlan { k128x128, k128x192 };
+enum class WgradPlan { k128x128, k128x192, k192x128 };
 void fp8_weight_gradient(const Context& ctx, WgradPlan plan, const Fp8Columns& dy,
                          const Fp8Columns& x, const Segments& segments, bool accumulate,
                          const TensorView& d_ENK);

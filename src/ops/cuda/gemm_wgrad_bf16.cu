@@ -18,28 +18,28 @@ using tensor::DType;
 constexpr int kDepth = 64;           // rows a stage
 constexpr int kSlab = kDepth * 128;  // [rows, 64 columns] of an operand
 
-// A stage: two slabs of dy, then those of x.
-template <int kColumns>
-struct Bf16WgradTile : WgradTile<kColumns> {
-  static constexpr int kSlabs = 2 + kColumns / 64;
+// A stage: slabs of dy, then those of x.
+template <int kWarpgroups, int kColumns>
+struct Bf16WgradTile : WgradTile<kWarpgroups, kColumns> {
+  using Base = WgradTile<kWarpgroups, kColumns>;
+  static constexpr int kSlabs = kWarpgroups + kColumns / 64;
   static constexpr int kStageBytes = kSlabs * kSlab;
-  static constexpr int kStages = kColumns > 128 ? 3 : 4;
-  static constexpr int kShared =
-      kStages * kStageBytes + kRingSlack + 2 * WgradTile<kColumns>::kBoxBytes;
+  static constexpr int kStages = (232448 - Base::kShared) / kStageBytes;
+  static constexpr int kAllShared = kStages * kStageBytes + Base::kShared;
 };
 
-// Rows [begin, end) of the stage's slabs to zero; both warpgroups.
-template <int kSlabs>
+// Rows [begin, end) of the stage's slabs to zero; all warpgroups that multiply.
+template <typename Tile>
 __device__ void clear_rows(std::uint32_t stage, int begin, int end) {
   const int units = (end - begin) * 8;  // of 16 bytes, in each slab
-  for (int u = static_cast<int>(threadIdx.x); u < units; u += 256)
-    for (int slab = 0; slab < kSlabs; ++slab)
+  for (int u = static_cast<int>(threadIdx.x); u < units; u += 128 * Tile::kWarpgroups)
+    for (int slab = 0; slab < Tile::kSlabs; ++slab)
       asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
                        stage + static_cast<std::uint32_t>(slab * kSlab + begin * 128 + u * 16)),
                    "r"(0)
                    : "memory");
   fence_async_shared();
-  named_sync(1, 256);
+  named_sync(1, 128 * Tile::kWarpgroups);
 }
 
 template <typename Tile, bool kAccumulate>
@@ -50,21 +50,21 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   extern __shared__ unsigned char shared[];
   const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
-    WgradBoxes::of<Tile>(ring, 0).init();
-    WgradBoxes::of<Tile>(ring, 1).init();
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
   }
-  ring.init(8);
+  ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int tiles = Tile::count(x);
   RingPosition<Tile::kStages> at;
 
-  if (warpgroup == 2) {
-    give_registers<40>();
-    const int warp = static_cast<int>(threadIdx.x) / 32 - 8;
+  if (warpgroup == Tile::kWarpgroups) {
+    give_registers<Tile::kOtherRegisters>();
+    const int warp = static_cast<int>(threadIdx.x) / 32 - 4 * Tile::kWarpgroups;
     if (!elect_one()) return;
-    if (warp == 1 || warp == 2)
-      move_results<Tile, kAccumulate>(x, &d_map, WgradBoxes::of<Tile>(ring, warp - 1), warp - 1);
-    if (warp != 0) return;
+    if (warp > Tile::kWarpgroups) return;
+    if (warp > 0)
+      return move_results<Tile, kAccumulate>(x, &d_map, WgradBoxes::of<Tile>(ring, warp - 1),
+                                             warp - 1);
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
       const WgradPlace place = Tile::place(x, tile);
@@ -73,15 +73,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       for (int row = first; row < last; row += kDepth, at.advance()) {
         const std::uint32_t barrier = ring.start_fill(at, Tile::kStageBytes), to = ring.stage(at);
         for (int slab = 0; slab < Tile::kSlabs; ++slab)
-          tma_load_2d(to + static_cast<std::uint32_t>(slab * kSlab), slab < 2 ? &dy_map : &x_map,
-                      barrier, slab < 2 ? place.row + slab * 64 : place.column + (slab - 2) * 64,
+          tma_load_2d(to + static_cast<std::uint32_t>(slab * kSlab),
+                      slab < Tile::kWarpgroups ? &dy_map : &x_map, barrier,
+                      slab < Tile::kWarpgroups ? place.row + slab * 64
+                                               : place.column + (slab - Tile::kWarpgroups) * 64,
                       row);
       }
     }
     return;
   }
 
-  take_registers<232>();
+  take_registers<Tile::kRegisters>();
   const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
   std::uint32_t parity = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
@@ -96,14 +98,16 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       ring.wait_full(at);
       const std::uint32_t stage = ring.stage(at);
       const std::uint32_t dy = stage + static_cast<std::uint32_t>(warpgroup * kSlab);
-      if (rows - row < kDepth) clear_rows<Tile::kSlabs>(stage, rows - row, kDepth);
+      if (rows - row < kDepth) clear_rows<Tile>(stage, rows - row, kDepth);
       keep_registers(acc);
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kDepth / 16; ++step)
         wgmma_bf16<Major::kMn, Major::kMn>(
             acc, operand_128b(dy + static_cast<std::uint32_t>(step * 2048), 1024, kSlab),
-            operand_128b(stage + 2 * kSlab + static_cast<std::uint32_t>(step * 2048), 1024, kSlab),
+            operand_128b(
+                stage + Tile::kWarpgroups * kSlab + static_cast<std::uint32_t>(step * 2048), 1024,
+                kSlab),
             true);
       wgmma_commit();
       keep_registers(acc);
@@ -125,10 +129,10 @@ void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
                       CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
   };
   const auto kernel = bf16_wgrad_kernel<Tile, kAccumulate>;
-  allow_shared_memory(kernel, Tile::kShared);
+  allow_shared_memory(kernel, Tile::kAllShared);
   const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
-  kernel<<<blocks, Tile::kThreads, Tile::kShared, stream_of(ctx)>>>(map(dy_MN, x.N), map(x_MK, x.K),
-                                                                    wgrad_output_map(x), x);
+  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
+      map(dy_MN, x.N), map(x_MK, x.K), wgrad_output_map(x), x);
   LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
 }
 
@@ -160,8 +164,14 @@ void bf16_weight_gradient(const Context& ctx, WgradPlan plan, const TensorView& 
                          static_cast<int>(M),
                          static_cast<int>(N),
                          static_cast<int>(K)};
-  plan == WgradPlan::k128x192 ? launch_tile<Bf16WgradTile<192>>(ctx, dy_MN, x_MK, accumulate, x)
-                              : launch_tile<Bf16WgradTile<128>>(ctx, dy_MN, x_MK, accumulate, x);
+  switch (plan) {
+    case WgradPlan::k128x128:
+      return launch_tile<Bf16WgradTile<2, 128>>(ctx, dy_MN, x_MK, accumulate, x);
+    case WgradPlan::k128x192:
+      return launch_tile<Bf16WgradTile<2, 192>>(ctx, dy_MN, x_MK, accumulate, x);
+    case WgradPlan::k192x128:
+      return launch_tile<Bf16WgradTile<3, 128>>(ctx, dy_MN, x_MK, accumulate, x);
+  }
 }
 
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,

@@ -18,14 +18,16 @@ using tensor::DType;
 constexpr int kBlock = numerics::kQuantBlock;
 static_assert(kBlock == 128);
 // A stage: dy codes, x codes, dy scales, x scales.
-template <int kColumns>
-struct Fp8WgradTile : WgradTile<kColumns> {
-  static constexpr int kDyBytes = 128 * kBlock, kXBytes = kColumns * kBlock;
-  static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 512;
-  static constexpr int kStageBytes = kDyBytes + kXBytes + 1024 + (kColumns > 128 ? 1024 : 0);
-  static constexpr int kStages = kColumns > 128 ? 3 : 4;
-  static constexpr int kShared =
-      kStages * kStageBytes + kRingSlack + 2 * WgradTile<kColumns>::kBoxBytes;
+template <int kWarpgroups, int kColumns>
+struct Fp8WgradTile : WgradTile<kWarpgroups, kColumns> {
+  using Base = WgradTile<kWarpgroups, kColumns>;
+  // Products that a thread has room for: with two, one is added while the other is computed.
+  static constexpr int kParts = kWarpgroups == 2 && kColumns == 128 ? 2 : 1;
+  static constexpr int kDyBytes = Base::kRows * kBlock, kXBytes = kColumns * kBlock;
+  static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * Base::kRows;
+  static constexpr int kStageBytes = (kXScales + 4 * kColumns + 1023) / 1024 * 1024;
+  static constexpr int kStages = (232448 - Base::kShared) / kStageBytes;
+  static constexpr int kAllShared = kStages * kStageBytes + Base::kShared;
 };
 
 struct Fp8Maps {
@@ -86,10 +88,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   extern __shared__ unsigned char shared[];
   const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
-    WgradBoxes::of<Tile>(ring, 0).init();
-    WgradBoxes::of<Tile>(ring, 1).init();
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
   }
-  ring.init(8);
+  ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int tiles = Tile::count(g);
   RingPosition<Tile::kStages> at;
@@ -97,13 +98,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     return (g.offsets_E1[expert + 1] - g.offsets_E1[expert] + kBlock - 1) / kBlock;
   };
 
-  if (warpgroup == 2) {
-    give_registers<40>();
-    const int warp = static_cast<int>(threadIdx.x) / 32 - 8;
+  if (warpgroup == Tile::kWarpgroups) {
+    give_registers<Tile::kOtherRegisters>();
+    const int warp = static_cast<int>(threadIdx.x) / 32 - 4 * Tile::kWarpgroups;
     if (!elect_one()) return;
-    if (warp == 1 || warp == 2)
-      move_results<Tile, kAccumulate>(g, &maps.d, WgradBoxes::of<Tile>(ring, warp - 1), warp - 1);
-    if (warp != 0) return;
+    if (warp > Tile::kWarpgroups) return;
+    if (warp > 0)
+      return move_results<Tile, kAccumulate>(g, &maps.d, WgradBoxes::of<Tile>(ring, warp - 1),
+                                             warp - 1);
     constexpr int kCodeBytes = Tile::kDyBytes + Tile::kXBytes;
     constexpr int kBytes =
         kCodeBytes + (kScaling == Scaling::kBlock ? 4 * (Tile::kRows + Tile::kColumns) : 0);
@@ -125,39 +127,55 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     return;
   }
 
-  take_registers<232>();
+  take_registers<Tile::kRegisters>();
   const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
   std::uint32_t parity = 0;
+  float acc[Tile::kValues], part[Tile::kValues], other[Tile::kValues];
+  const auto multiply = [&](float(&into)[Tile::kValues]) {
+    ring.wait_full(at);
+    const std::uint32_t dy = ring.stage(at) + static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
+    const std::uint32_t x = ring.stage(at) + Tile::kDyBytes;
+    keep_registers(into);
+    wgmma_fence();
+#pragma unroll
+    for (std::uint32_t k = 0; k < kBlock; k += 32)
+      wgmma_fp8<kDy, kX>(into, operand_128b(dy + k), operand_128b(x + k), k > 0);
+    wgmma_commit();
+    at.advance();
+  };
+  const auto add = [&](float(&from)[Tile::kValues], int stage) {
+    keep_registers(from);
+    if constexpr (kScaling == Scaling::kBlock) {
+      promote_block<Tile>(from, ring.stage(stage), acc);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + from[i];
+    }
+    ring.release(stage);
+  };
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
        tile += static_cast<int>(gridDim.x), parity ^= 1) {
     const WgradPlace place = Tile::place(g, tile);
     const int blocks = blocks_of(place.expert);
-    float acc[Tile::kValues], part[Tile::kValues];
 #pragma unroll
     for (float& c : acc) c = 0.0f;
-    for (int b = 0; b < blocks; ++b) {
-      ring.wait_full(at);
-      const std::uint32_t stage = ring.stage(at);
-      const std::uint32_t dy = stage + static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
-      keep_registers(part);
-      wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < kBlock / 32; ++step)
-        wgmma_fp8<kDy, kX>(
-            part, operand_128b(dy + static_cast<std::uint32_t>(step * 32)),
-            operand_128b(stage + Tile::kDyBytes + static_cast<std::uint32_t>(step * 32)), step > 0);
-      wgmma_commit();
-      keep_registers(part);
-      wgmma_wait<0>();
-      keep_registers(part);
-      if constexpr (kScaling == Scaling::kBlock) {
-        promote_block<Tile>(part, stage, acc);
-      } else {
-#pragma unroll
-        for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + part[i];
+    int b = 0;
+    if constexpr (Tile::kParts == 2)
+      for (; b + 1 < blocks; b += 2) {
+        const int stage = at.stage;
+        multiply(part);
+        const int next = at.stage;
+        multiply(other);
+        wgmma_wait<1>();
+        add(part, stage);
+        wgmma_wait<0>();
+        add(other, next);
       }
-      at.advance();
-      ring.release_before(at);
+    for (; b < blocks; ++b) {
+      const int stage = at.stage;
+      multiply(part);
+      wgmma_wait<0>();
+      add(part, stage);
     }
     if constexpr (kScaling == Scaling::kRow)
       if (blocks > 0) scale_rows<Tile>(g, place, dy_scales, x_scales, acc);
@@ -193,9 +211,9 @@ void launch(const Launch& l) {
     maps.x_scales = scales(l.x, l.g.K, Tile::kColumns);
   }
   const auto kernel = fp8_wgrad_kernel<Tile, kDy, kX, kScaling, kAccumulate>;
-  allow_shared_memory(kernel, Tile::kShared);
+  allow_shared_memory(kernel, Tile::kAllShared);
   const auto grid = static_cast<unsigned>(std::min(Tile::count(l.g), kMultiprocessors));
-  kernel<<<grid, Tile::kThreads, Tile::kShared, stream_of(l.ctx)>>>(
+  kernel<<<grid, Tile::kThreads, Tile::kAllShared, stream_of(l.ctx)>>>(
       maps, l.g, l.dy.scales.as<float>(), l.x.scales.as<float>());
   LOCKSTEP_CUDA_LAUNCHED("fp8_weight_gradient");
 }
@@ -232,19 +250,17 @@ void fp8_weight_gradient(const Context& ctx, WgradPlan plan, const Fp8Columns& d
                          static_cast<int>(N),
                          static_cast<int>(K)};
   const Launch l{ctx, dy, x, g, accumulate};
-  using Narrow = Fp8WgradTile<128>;
-  using Wide = Fp8WgradTile<192>;
+  using Narrow = Fp8WgradTile<2, 128>;
   constexpr Fp8Type kE4m3 = Fp8Type::kE4m3, kE5m2 = Fp8Type::kE5m2;
   const bool dy_e4m3 = dy.codes_NR.dtype == DType::kE4m3, x_e4m3 = x.codes_NR.dtype == DType::kE4m3;
-  if (dy_e4m3 && x_e4m3)
-    plan == WgradPlan::k128x192 ? launch_types<Wide, kE4m3, kE4m3>(l)
-                                : launch_types<Narrow, kE4m3, kE4m3>(l);
-  else if (dy_e4m3)
-    launch_types<Narrow, kE4m3, kE5m2>(l);
-  else if (x_e4m3)
-    launch_types<Narrow, kE5m2, kE4m3>(l);
-  else
-    launch_types<Narrow, kE5m2, kE5m2>(l);
+  if (dy_e4m3 && x_e4m3) {
+    if (plan == WgradPlan::k128x192) return launch_types<Fp8WgradTile<2, 192>, kE4m3, kE4m3>(l);
+    if (plan == WgradPlan::k192x128) return launch_types<Fp8WgradTile<3, 128>, kE4m3, kE4m3>(l);
+    return launch_types<Narrow, kE4m3, kE4m3>(l);
+  }
+  if (dy_e4m3) return launch_types<Narrow, kE4m3, kE5m2>(l);
+  if (x_e4m3) return launch_types<Narrow, kE5m2, kE4m3>(l);
+  launch_types<Narrow, kE5m2, kE5m2>(l);
 }
 
 WgradPlan plan_fp8_weight_gradient() { return WgradPlan::k128x128; }
