@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "numerics/contract.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -45,8 +46,7 @@ std::string model_headline(const RunConfig& config, const model::ModelConfig& mo
 }
 
 std::string machine_headline(const tensor::Context& ctx) {
-  return fmt::format("machine  cpu: {}, {} thread{}; numerics contract {}",
-                     tensor::isa_name(ctx.isa), ctx.threads, ctx.threads == 1 ? "" : "s",
+  return fmt::format("machine  {}; numerics contract {}", tensor::device_text(ctx),
                      numerics::kContractVersion);
 }
 

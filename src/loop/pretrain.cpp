@@ -124,8 +124,9 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
     base::fail<base::InputError>("pretrain.sequence_length is {}, but the model has {} positions",
                                  p.sequence_length, weights->config.max_positions);
   tensor::Arena workspace;
-  policy::Policy policy =
-      policy::make_policy(make_context(config, workspace), weights, policy_options(config));
+  const tensor::Context ctx = make_context(config, workspace);
+  model::move_to(ctx, *weights);
+  policy::Policy policy = policy::make_policy(ctx, weights, policy_options(config));
   const Corpus corpus(config, tokenizer);
   const policy::Schedule lr = schedule(config, p.max_num_steps);
 
@@ -196,7 +197,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   summary.interrupted = stop && state.step < p.max_num_steps;
   if (!summary.interrupted) {
     summary.output = p.output ? std::filesystem::path(*p.output) : session.folder.root / "model";
-    model::save_checkpoint(*weights, &tokenizer, summary.output);
+    model::save_checkpoint(model::on_host(*weights), &tokenizer, summary.output);
   }
   summary.report = write_report(session.folder.root);
   summary.seconds = steady_time() - started;

@@ -10,6 +10,7 @@
 #include "loop/rl_step.h"
 #include "loop/tensorboard.h"
 #include "sync/refit.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -70,6 +71,26 @@ void sample_metrics(const Experience& e, Metrics& metrics) {
   metrics["train/total_num_tokens"] = tokens + prompt_tokens;
   metrics["train/generation_batches"] = e.generation_batches;
   metrics["train/groups_dropped"] = e.groups_dropped;
+}
+
+// Speed and memory of the step; with logger.profile_ops the GPU's time by op.
+void machine_metrics(RlRun& run, std::int64_t generated, double generation_seconds,
+                     Metrics& metrics) {
+  metrics["performance/generation_tokens_per_sec"] =
+      static_cast<double>(generated) / std::max(1e-9, generation_seconds);
+  metrics["performance/policy_training_tokens_per_sec"] =
+      static_cast<double>(std::get<std::int64_t>(metrics["train/trained_tokens"])) /
+      std::max(1e-9, std::get<double>(metrics["timing/train/policy_training"]));
+  metrics["performance/workspace_gib"] = static_cast<double>(run.workspace.peak_bytes()) / 0x1p30;
+  metrics["performance/activations_gib"] =
+      static_cast<double>(run.policy.saved.peak_bytes()) / 0x1p30;
+  const tensor::DeviceMemory memory = tensor::device_memory(run.policy.ctx);
+  if (memory.total > 0)
+    metrics["performance/gpu_memory_gib"] =
+        static_cast<double>(memory.total - memory.free) / 0x1p30;
+  if (run.profile == nullptr) return;
+  for (const auto& [op, time] : run.profile->collect(run.policy.ctx))
+    metrics["timing/ops/" + op] = time.seconds;
 }
 
 std::string step_line(std::int64_t step, const Metrics& m) {
@@ -187,6 +208,9 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["timing/validation"] = steady_time() - trained + (train_start - step_start);
     metrics["performance/tokens_per_sec"] =
         std::get<double>(metrics["train/total_num_tokens"]) / std::max(1e-9, trained - train_start);
+
+    machine_metrics(run, after.generated_tokens - before.generated_tokens, e.generation_seconds,
+                    metrics);
 
     if (config.logger.log_rollouts) write_rollouts(session.folder, step, e);
     metrics_file.append(step, metrics);

@@ -11,6 +11,7 @@
 
 #include "model/forward.h"
 #include "rollout/batch.h"
+#include "rollout/decode_graphs.h"
 #include "rollout/ending.h"
 #include "rollout/request_check.h"
 #include "rollout/scheduler.h"
@@ -27,7 +28,8 @@ struct EngineStats {
   std::int64_t page_copies = 0;
   std::int64_t preemptions = 0;
   std::int64_t peak_pages = 0;
-  double seconds = 0;  // in step()
+  std::int64_t graph_steps = 0;  // of them decodes by graph
+  double seconds = 0;            // in step()
 };
 
 struct Finished {
@@ -79,6 +81,7 @@ class Engine {
 
  private:
   void run_batch();
+  void run_eagerly();
   void accept(const Draw& draw, std::int32_t token, float logprob);
   void finish(Sequence& sequence, Ending ending);
   void drop_all();
@@ -97,6 +100,7 @@ class Engine {
   EngineStats stats_;
   StepPlan plan_;  // kept for their memory
   Sampled sampled_;
+  DecodeGraphs graphs_;
 };
 
 }  // namespace lockstep::rollout

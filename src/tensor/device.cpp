@@ -82,10 +82,11 @@ DeviceMemory device_memory(const Context& ctx) {
 
 std::string device_text(const Context& ctx) {
   if (ctx.device == Device::kCpu)
-    return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+    return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                       ctx.threads == 1 ? "" : "s");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  return fmt::format("{}, {:.1f} GiB", properties.name,
+  return fmt::format("cuda: {}, {:.1f} GiB", properties.name,
                      static_cast<double>(properties.totalGlobalMem) / 0x1p30);
 }
 
@@ -124,7 +125,8 @@ Context cuda_context(Arena&) { fail<SystemError>("device cuda: {}", cuda_problem
 DeviceMemory device_memory(const Context&) { return {}; }
 
 std::string device_text(const Context& ctx) {
-  return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+  return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                       ctx.threads == 1 ? "" : "s");
 }
 
 void copy_bytes(const Context&, const void* from, Device, void* to, Device, std::size_t bytes) {
@@ -154,6 +156,21 @@ TensorView upload(const Context& ctx, Arena& arena, DType dtype, const void* fro
 
 void download(const Context& ctx, const TensorView& from, void* to) {
   copy_bytes(ctx, from.data, from.device, to, Device::kCpu, from.bytes());
+}
+
+Tensor to_host(const TensorView& from) {
+  Tensor host(Device::kCpu, from.dtype, from.shape);
+  if (from.bytes() == 0) return host;
+#ifdef LOCKSTEP_HAVE_CUDA
+  if (from.device == Device::kCuda) {
+    check_cuda(cudaDeviceSynchronize(), "work on the GPU");
+    check_cuda(cudaMemcpy(host.view().data, from.data, from.bytes(), cudaMemcpyDeviceToHost),
+               "copy");
+    return host;
+  }
+#endif
+  std::memcpy(host.view().data, from.data, from.bytes());
+  return host;
 }
 
 void* allocate(Device device, std::size_t bytes) {

@@ -18,7 +18,7 @@ std::string cuda_problem();
 // none.
 Context cuda_context(Arena& workspace);
 
-// "NVIDIA H200, 139.8 GiB", or "CPU, avx512, 2 threads".
+// "cuda: NVIDIA H200, 139.8 GiB", or "cpu: avx512, 2 threads".
 std::string device_text(const Context& ctx);
 
 // Copies the bytes of `from` to `to` (same count and dtype), on any devices, in order with the
@@ -60,6 +60,9 @@ T* take_structs(Arena& arena, std::int64_t count) {
 }
 void copy_bytes(const Context& ctx, const void* from, Device from_device, void* to,
                 Device to_device, std::size_t bytes);
+
+// The bytes of a tensor in host memory of their own, after all work of its device.
+Tensor to_host(const TensorView& from);
 
 // For Tensor: memory that is zero, 256-byte aligned on a GPU, 64-byte aligned on the CPU.
 void* allocate(Device device, std::size_t bytes);

@@ -183,8 +183,8 @@ Isa best_isa() {
 }
 
 Context cpu_context(Arena& workspace, int threads) {
-  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(), &workspace,
-          nullptr};
+  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(),
+          &workspace,   nullptr,    nullptr};
 }
 
 }  // namespace lockstep::tensor
