@@ -46,6 +46,20 @@ std::vector<StoredWeight> find_bias(const ModelConfig& config, const HfFolder& f
   return bias;
 }
 
+// Before the parameter table, which grows with the experts, is built: the files must hold that
+// many.
+void check_expert_count(const Checkpoint& c) {
+  std::int64_t stored = static_cast<std::int64_t>(c.folder.tensors.size());
+  for (const auto& [name, source] : c.folder.tensors)
+    if (name.ends_with(".experts.gate_up_proj") && !source.tensor.shape.empty())
+      stored +=
+          std::min(source.tensor.shape[0], static_cast<std::int64_t>(source.tensor.bytes.size()));
+  if (c.config.num_experts > stored || c.config.num_layers > stored / c.config.num_experts)
+    fail<InputError>("{}: {} layers of {} experts in config.json, the files hold {} tensors",
+                     c.folder.where, c.config.num_layers, c.config.num_experts,
+                     c.folder.tensors.size());
+}
+
 // "model.layers.61.enorm.weight" of a model with 61 layers and one layer of multi-token prediction.
 bool is_prediction_layer(const json& config, std::int64_t layers, const std::string& name) {
   const auto extra = config.find("num_nextn_predict_layers");
@@ -102,8 +116,7 @@ void read_part(const Context& ctx, const StoredWeight& w, const Param& param, co
   }
 }
 
-// Every byte of `view` on the host.
-std::vector<std::byte> on_host(const Context& ctx, const TensorView& view) {
+std::vector<std::byte> host_bytes(const Context& ctx, const TensorView& view) {
   std::vector<std::byte> bytes(view.bytes());
   tensor::download(ctx, view, bytes.data());
   return bytes;
@@ -122,8 +135,8 @@ struct Saver {
          [this, &param, &part](std::span<std::byte> to) {
            const std::int64_t K = param.shape[param.shape.rank - 1];
            const auto rows =
-               on_host(ctx, weights.slab.view().rows(param.offset + part_row_offset(param, part, 0),
-                                                     part.rows * K));
+               host_bytes(ctx, weights.slab.view().rows(
+                                   param.offset + part_row_offset(param, part, 0), part.rows * K));
            const auto bytes = static_cast<std::size_t>(part.columns) * 2;
            for (std::int64_t row = 0; row < part.rows; ++row)
              std::memcpy(to.data() + static_cast<std::size_t>(row) * bytes,
@@ -151,7 +164,7 @@ struct Saver {
   // tensors of their family.
   void add_bias() {
     const std::int64_t E = weights.config.num_experts;
-    const auto bytes = on_host(ctx, weights.router_bias);
+    const auto bytes = host_bytes(ctx, weights.router_bias);
     const auto bias_LE = std::make_shared<std::vector<float>>(bytes.size() / 4);
     std::memcpy(bias_LE->data(), bytes.data(), bytes.size());
     if (std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; })) return;
@@ -174,6 +187,7 @@ Checkpoint open_checkpoint(const fs::path& folder) {
   Checkpoint c;
   c.config = read_hf_config(folder);
   c.folder = open_hf_folder(folder);
+  check_expert_count(c);
   c.table = build_param_table(c.config);
   std::set<std::string> used;
   for (const Param& param : c.table.params) {
@@ -258,12 +272,9 @@ Weights load_checkpoint(const fs::path& folder) {
 
 void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const fs::path& folder,
                      const SaveOptions& options) {
-  tensor::Arena workspace(weights.slab.view().device);
-  const bool host = weights.slab.view().on_host();
-  Saver saver{host ? tensor::cpu_context(workspace) : tensor::cuda_context(workspace),
-              weights,
-              options,
-              {}};
+  tensor::Arena workspace;
+  Saver saver{
+      options.ctx != nullptr ? *options.ctx : tensor::cpu_context(workspace), weights, options, {}};
   json config = hf_config_json(weights.config);
   Fp8Format format;
   for (std::size_t p = 0; p < weights.table.params.size(); ++p) {

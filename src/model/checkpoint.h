@@ -35,7 +35,7 @@ struct Checkpoint {
 // are passed over.
 Checkpoint open_checkpoint(const std::filesystem::path& folder);
 
-// Whether tensor i of parameter p has codes in the file.
+// Whether any tensor of the table is FP8 in the file.
 bool has_fp8(const Checkpoint& checkpoint);
 
 // The precision that runs in FP8 exactly what the file holds in FP8, and in BF16 the rest. BF16 for
@@ -58,6 +58,7 @@ struct SaveOptions {
   FileDtype scales = FileDtype::kF32;     // or kBF16, kF8E8M0 for scales that these hold exactly
   std::uint64_t max_shard_bytes = 5'000'000'000;
   Progress progress = nullptr;
+  const tensor::Context* ctx = nullptr;  // of the weights' or codes' device when that is no host
 };
 
 // Writes the folder whole or not at all (write_hf_folder). The tokenizer may be null. The bytes

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "model/strict_json.h"
 #include "tensor/device.h"
 
 namespace lockstep::model {
@@ -130,6 +131,13 @@ std::shared_ptr<QuantizedWeights> import_fp8(const Context& ctx, const Checkpoin
     say(fmt::format("{} tensors that the file has in BF16 run in FP8 in this precision, quantized",
                     quantized));
   return q;
+}
+
+void import_folder_fp8(const Context& ctx, const std::filesystem::path& folder, Weights& weights,
+                       const Precision& precision, const Log& log) {
+  const auto file = folder / "config.json";
+  if (!parse_fp8_format(read_json_file(file), file.string())) return;
+  import_fp8(ctx, open_checkpoint(folder), weights, precision, log);
 }
 
 std::vector<std::int64_t> scale_shape(const ParamPart& part) {

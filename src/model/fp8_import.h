@@ -23,6 +23,10 @@ std::shared_ptr<QuantizedWeights> import_fp8(const tensor::Context& ctx,
                                              const Checkpoint& checkpoint, Weights& weights,
                                              const Precision& precision, const Log& log = nullptr);
 
+// The same for the folder that `weights` were loaded from. Does nothing for a folder without FP8.
+void import_folder_fp8(const tensor::Context& ctx, const std::filesystem::path& folder,
+                       Weights& weights, const Precision& precision, const Log& log = nullptr);
+
 // The codes of one projection, rows x columns, and its grid of scales, without the slab's padding.
 void export_codes(const tensor::Context& ctx, const ops::Fp8Weight& w, const ParamPart& part,
                   numerics::Fp8* to);
