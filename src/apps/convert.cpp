@@ -13,7 +13,7 @@ namespace lockstep::apps {
 namespace {
 
 struct Options {
-  std::string from = "hf", input, output, to, max_shard_size = "5GB", upcycle;
+  std::string from = "hf", input, output, to, scale_fmt = "float", max_shard_size = "5GB", upcycle;
 };
 
 model::StoreAs parse_to(const std::string& to) {
@@ -51,6 +51,9 @@ void add_convert(CLI::App& app) {
       ->required();
   verb->add_option("--to", o.to, "bf16 or fp8; without it FP8 stays FP8 and the rest becomes BF16")
       ->check(CLI::IsMember({"bf16", "fp8"}));
+  verb->add_option("--scale-fmt", o.scale_fmt, "of new FP8 scales; ue8m0: powers of two")
+      ->check(CLI::IsMember({"float", "ue8m0"}))
+      ->capture_default_str();
   verb->add_option("--max-shard-size", o.max_shard_size, "largest file, for example 5GB or 500MB")
       ->capture_default_str();
   verb->add_option("--upcycle", o.upcycle,
@@ -61,6 +64,7 @@ void add_convert(CLI::App& app) {
   verb->callback([] {
     model::ConvertOptions options;
     options.to = parse_to(o.to);
+    options.ue8m0 = o.scale_fmt == "ue8m0";
     options.max_shard_bytes = model::parse_byte_size(o.max_shard_size, "--max-shard-size");
     options.progress = progress_bar();
     model::ModelSource source =

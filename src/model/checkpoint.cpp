@@ -27,22 +27,32 @@ static constexpr std::int64_t kStagingElements = std::int64_t{4} << 20;
 
 namespace {
 
-// The selection bias of balanced routers, under DeepSeek's name.
-std::string bias_name(std::int64_t layer) {
-  return fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer);
+// The selection bias of a layer's router, under DeepSeek's name: "model.layers.3.mlp.gate" +
+// ".e_score_correction_bias". Empty where the layer has no router.
+std::string bias_name(const ParamTable& table, std::int64_t layer) {
+  const int router = table.layers[static_cast<std::size_t>(layer)].router;
+  if (router < 0) return "";
+  return module_name(table.params[static_cast<std::size_t>(router)].parts[0].hf_name) +
+         ".e_score_correction_bias";
 }
 
-// Either every layer has a selection bias or none.
-std::vector<StoredWeight> find_bias(const ModelConfig& config, const HfFolder& folder,
-                                    std::set<std::string>& used) {
-  std::vector<StoredWeight> bias;
-  if (!folder.tensors.count(bias_name(0))) return bias;
-  for (std::int64_t l = 0; l < config.num_layers; ++l) {
-    bias.push_back(
-        find_weight(folder, bias_name(l), 1, config.num_experts, true, config.num_experts, used));
-    if (bias.back().fp8())
-      fail<InputError>("{}: tensor '{}' must be F32, BF16 or F16", bias.back().file, bias_name(l));
+// Either every layer with a router has a selection bias or none.
+std::map<std::int64_t, StoredWeight> find_bias(const Checkpoint& c, std::set<std::string>& used) {
+  std::map<std::int64_t, StoredWeight> bias;
+  std::string missing;
+  for (std::int64_t l = 0; l < c.config.num_layers; ++l) {
+    const std::string name = bias_name(c.table, l);
+    if (name.empty()) continue;
+    if (!c.folder.tensors.count(name)) {
+      missing = name;
+      continue;
+    }
+    const StoredWeight& w = bias[l] =
+        find_weight(c.folder, name, 1, c.config.num_experts, true, c.config.num_experts, used);
+    if (w.fp8()) fail<InputError>("{}: tensor '{}' must be F32, BF16 or F16", w.file, name);
   }
+  if (!bias.empty() && !missing.empty())
+    fail<InputError>("{}: tensor '{}' is missing", c.folder.where, missing);
   return bias;
 }
 
@@ -54,7 +64,8 @@ void check_expert_count(const Checkpoint& c) {
     if (name.ends_with(".experts.gate_up_proj") && !source.tensor.shape.empty())
       stored +=
           std::min(source.tensor.shape[0], static_cast<std::int64_t>(source.tensor.bytes.size()));
-  if (c.config.num_experts > stored || c.config.num_layers > stored / c.config.num_experts)
+  const std::int64_t experts = std::max<std::int64_t>(1, c.config.num_experts);
+  if (experts > stored || c.config.num_layers > stored)
     fail<InputError>("{}: {} layers of {} experts in config.json, the files hold {} tensors",
                      c.folder.where, c.config.num_layers, c.config.num_experts,
                      c.folder.tensors.size());
@@ -160,19 +171,24 @@ struct Saver {
                        }});
   }
 
-  // Written only when the router has been balanced by it, so that other checkpoints keep the
-  // tensors of their family.
+  // Written only when the router has been balanced by it or the family always has it, so that
+  // checkpoints keep the tensors of their family.
   void add_bias() {
     const std::int64_t E = weights.config.num_experts;
     const auto bytes = host_bytes(ctx, weights.router_bias);
     const auto bias_LE = std::make_shared<std::vector<float>>(bytes.size() / 4);
     std::memcpy(bias_LE->data(), bytes.data(), bytes.size());
-    if (std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; })) return;
-    for (std::int64_t l = 0; l < weights.config.num_layers; ++l)
+    const bool family = std::string_view(family_name(weights.config.family)) == "deepseek_v3";
+    if (!family && std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; }))
+      return;
+    for (std::int64_t l = 0; l < weights.config.num_layers; ++l) {
+      const std::string name = bias_name(weights.table, l);
+      if (name.empty()) continue;
       tensors.push_back(
-          {bias_name(l), FileDtype::kF32, {E}, nullptr, [bias_LE, l, E](std::span<std::byte> to) {
+          {name, FileDtype::kF32, {E}, nullptr, [bias_LE, l, E](std::span<std::byte> to) {
              std::memcpy(to.data(), bias_LE->data() + l * E, to.size());
            }});
+    }
   }
 };
 
@@ -197,7 +213,7 @@ Checkpoint open_checkpoint(const fs::path& folder) {
                                            param.kind == ParamKind::kNorm, c.config.num_experts,
                                            used));
   }
-  c.router_bias = find_bias(c.config, c.folder, used);
+  c.router_bias = find_bias(c, used);
   check_unused(c, used);
   return c;
 }
@@ -254,10 +270,10 @@ void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
   }
   const std::int64_t E = c.config.num_experts;
   std::vector<float> bias_E(static_cast<std::size_t>(E));
-  for (std::size_t l = 0; l < c.router_bias.size(); ++l) {
-    read_vector(c.router_bias[l], bias_E.data());
+  for (const auto& [layer, w] : c.router_bias) {
+    read_vector(w, bias_E.data());
     tensor::copy(ctx, TensorView{bias_E.data(), DType::kFp32, Device::kCpu, {1, E}},
-                 weights.router_bias.view().rows(static_cast<std::int64_t>(l), 1));
+                 weights.router_bias.view().rows(layer, 1));
   }
   if (progress) progress(total, total);
 }
@@ -276,24 +292,25 @@ void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const f
   Saver saver{
       options.ctx != nullptr ? *options.ctx : tensor::cpu_context(workspace), weights, options, {}};
   json config = hf_config_json(weights.config);
-  Fp8Format format;
+  std::vector<std::string> bf16, codes;  // matrices by how they are stored
   for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
     const Param& param = weights.table.params[p];
     const bool fp8 = options.fp8 != nullptr && options.fp8->fp8[p];
     for (const ParamPart& part : param.parts) {
       if (fp8) {
         saver.add_fp8(static_cast<int>(p), param, part);
+        codes.push_back(part.hf_name);
       } else {
         saver.add_bf16(param, part);
         if (param.kind != ParamKind::kNorm && param.kind != ParamKind::kEmbedding)
-          format.not_converted.push_back(module_name(part.hf_name));
+          bf16.push_back(part.hf_name);
       }
     }
   }
   saver.add_bias();
   if (options.fp8 != nullptr && options.fp8->precision.fp8) {
-    format.ue8m0 = options.fp8->precision.weight_pow2;
-    if (weights.config.tie_word_embeddings) format.not_converted.push_back("lm_head");
+    if (weights.config.tie_word_embeddings) bf16.push_back("lm_head.weight");
+    const Fp8Format format{options.fp8->precision.weight_pow2, modules_in_bf16(bf16, codes)};
     config["quantization_config"] = fp8_format_json(format);
   }
   HfFolderToWrite out;

@@ -22,8 +22,8 @@ struct Checkpoint {
   HfFolder folder;
   ModelConfig config;
   ParamTable table;
-  std::vector<std::vector<StoredWeight>> parts;  // of table.params[p].parts[i]
-  std::vector<StoredWeight> router_bias;         // by layer; empty without a selection bias
+  std::vector<std::vector<StoredWeight>> parts;      // of table.params[p].parts[i]
+  std::map<std::int64_t, StoredWeight> router_bias;  // by layer; empty without a selection bias
 };
 
 // Tensors are BF16, or F32 and F16, or F8_E4M3 with scales of blocks of 128 x 128 (a
@@ -31,8 +31,8 @@ struct Checkpoint {
 // outside of the folder, or a shard that disagrees with the index is an InputError naming file and
 // tensor. Some may be there or not: with tied embeddings a lm_head.weight with the embedding's
 // bytes; a selection bias of the routers (model.layers.N.mlp.gate.e_score_correction_bias, all
-// layers or none); layers behind the last one when config.json has num_nextn_predict_layers, which
-// are passed over.
+// layers with a router or none); layers behind the last one when config.json has
+// num_nextn_predict_layers, which are passed over.
 Checkpoint open_checkpoint(const std::filesystem::path& folder);
 
 // Whether any tensor of the table is FP8 in the file.

@@ -52,9 +52,8 @@ FileDtype scale_dtype(const StoredMatrix& scales) {
 // Builds the list of tensors to write; the functions in it read the source when they are called.
 struct Writer {
   bool keep_codes = false, quantize = false, pow2 = false;
-  Fp8Format format;  // names of modules that stay in BF16
   std::vector<TensorToWrite> tensors;
-  bool any_fp8 = false;
+  std::vector<std::string> bf16, fp8;  // matrices by how they are written
 
   static std::vector<std::int64_t> shape_of(const SourceTensor& t) {
     const StoredMatrix& m = t.weight.values;
@@ -90,7 +89,7 @@ struct Writer {
                          read_scales(w, scales.data());
                          store_scales(scales, dtype, w.name, to);
                        }});
-    any_fp8 = true;
+    fp8.push_back(t.name);
   }
   // Quantized once for the codes and once for the scales: they lie far apart in the file, and
   // keeping either would take memory that grows with the model.
@@ -106,7 +105,7 @@ struct Writer {
                        [w = t.weight, p = pow2](std::span<std::byte> to) {
                          std::memcpy(to.data(), Quantized(w, p).scales.view().data, to.size());
                        }});
-    any_fp8 = true;
+    fp8.push_back(t.name);
   }
 
   void add(const SourceTensor& t, const std::vector<std::string>& kept) {
@@ -116,8 +115,7 @@ struct Writer {
       return add_quantized(t);
     add_bf16(t);
     const bool linear = t.kind == SourceTensor::kLinear || t.kind == SourceTensor::kMatrix;
-    if (linear && t.name != "model.embed_tokens.weight")
-      format.not_converted.push_back(module_name(t.name));
+    if (linear && t.name != "model.embed_tokens.weight") bf16.push_back(t.name);
   }
 };
 
@@ -224,18 +222,21 @@ void convert(const ModelSource& source, const std::filesystem::path& output,
   Writer writer;
   writer.keep_codes = options.to != StoreAs::kBf16;
   writer.quantize = options.to == StoreAs::kFp8;
-  writer.pow2 = source.fp8 && source.fp8->ue8m0;
+  writer.pow2 = options.ue8m0 || (source.fp8 && source.fp8->ue8m0);
+  if (options.ue8m0 && source.fp8 && !source.fp8->ue8m0 && writer.keep_codes)
+    fail<InputError>(
+        "the source's FP8 scales are no powers of two (scale_fmt ue8m0), and its codes stay as "
+        "they are");
   const std::vector<std::string> kept =
       source.fp8 ? source.fp8->not_converted : std::vector<std::string>();
   for (const SourceTensor& t : source.tensors) writer.add(t, kept);
 
   json config = source.config;
   config.erase("quantization_config");
-  if (writer.any_fp8) {
-    writer.format.ue8m0 = writer.pow2;
-    if (config.value("tie_word_embeddings", false))
-      writer.format.not_converted.push_back("lm_head");
-    config["quantization_config"] = fp8_format_json(writer.format);
+  if (!writer.fp8.empty()) {
+    if (config.value("tie_word_embeddings", false)) writer.bf16.push_back("lm_head.weight");
+    config["quantization_config"] =
+        fp8_format_json({writer.pow2, modules_in_bf16(writer.bf16, writer.fp8)});
   }
   for (const char* key : {"dtype", "torch_dtype"})
     if (config.contains(key)) config[key] = "bfloat16";

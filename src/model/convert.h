@@ -37,6 +37,7 @@ void upcycle(ModelSource& source, const Upcycle& options);
 
 struct ConvertOptions {
   StoreAs to = StoreAs::kAsSource;
+  bool ue8m0 = false;  // new scales are powers of two
   std::uint64_t max_shard_bytes = 5'000'000'000;
   Progress progress = nullptr;
 };

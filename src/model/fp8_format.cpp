@@ -1,5 +1,7 @@
 #include "model/fp8_format.h"
 
+#include <set>
+
 #include "base/error.h"
 
 namespace lockstep::model {
@@ -66,6 +68,27 @@ json fp8_format_json(const Fp8Format& format) {
               {"weight_block_size", {128, 128}},
               {"modules_to_not_convert", format.not_converted}};
   if (format.ue8m0) out["scale_fmt"] = "ue8m0";
+  return out;
+}
+
+// "x.experts.3.up_proj.weight" -> "x.experts"; empty for other names.
+static std::string experts_module(const std::string& name) {
+  const std::string mark = ".experts.";
+  const std::size_t at = name.find(mark);
+  return at == std::string::npos ? "" : name.substr(0, at + mark.size() - 1);
+}
+
+std::vector<std::string> modules_in_bf16(const std::vector<std::string>& bf16_names,
+                                         const std::vector<std::string>& fp8_names) {
+  std::set<std::string> in_fp8, listed;
+  for (const std::string& name : fp8_names) in_fp8.insert(experts_module(name));
+  std::vector<std::string> out;
+  for (const std::string& name : bf16_names) {
+    const std::string experts = experts_module(name);
+    const bool whole = !experts.empty() && !in_fp8.count(experts);
+    const std::string module = whole ? experts : module_name(name);
+    if (listed.insert(module).second) out.push_back(module);
+  }
   return out;
 }
 

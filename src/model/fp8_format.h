@@ -25,6 +25,11 @@ nlohmann::json fp8_format_json(const Fp8Format& format);
 // or its last components.
 bool names_module(const std::vector<std::string>& list, const std::string& hf_name);
 
+// The modules of the tensors in BF16, for not_converted; all experts of a layer as one entry,
+// "x.mlp.experts", where none of them is FP8.
+std::vector<std::string> modules_in_bf16(const std::vector<std::string>& bf16_names,
+                                         const std::vector<std::string>& fp8_names);
+
 // "M.weight" -> "M".
 std::string module_name(const std::string& hf_name);
 

@@ -32,7 +32,7 @@ ModelSource open_hf_source(const fs::path& folder) {
     for (std::size_t i = 0; i < c->parts[p].size(); ++i)
       out.tensors.push_back({c->table.params[p].parts[i].hf_name,
                              source_kind(c->table.params[p].kind), c->parts[p][i]});
-  for (const StoredWeight& bias : c->router_bias)
+  for (const auto& [layer, bias] : c->router_bias)
     out.tensors.push_back({bias.name, SourceTensor::kBias, bias});
   if (has_fp8(*c)) out.fp8 = c->folder.fp8;
   out.memory = c;

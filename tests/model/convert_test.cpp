@@ -85,6 +85,32 @@ TEST_F(Convert, layers_that_the_source_keeps_in_bf16_stay) {
             file_bytes(folder / "some/model.safetensors"));
 }
 
+TEST_F(Convert, experts_in_bf16_are_one_name) {
+  const std::vector<std::string> fp8 = {"a.experts.0.up_proj.weight", "o_proj.weight"};
+  EXPECT_EQ(modules_in_bf16({"a.experts.0.down_proj.weight", "b.experts.0.up_proj.weight",
+                             "b.experts.1.up_proj.weight", "lm_head.weight"},
+                            fp8),
+            (std::vector<std::string>{"a.experts.0.down_proj", "b.experts", "lm_head"}));
+  EXPECT_TRUE(names_module({"b.experts"}, "b.experts.1.up_proj.weight"));
+  EXPECT_TRUE(names_module({"lm_head"}, "lm_head.weight"));
+  EXPECT_TRUE(names_module({"gate"}, "model.layers.0.mlp.gate.weight"));
+  EXPECT_FALSE(names_module({"gate", "b.expert", ""}, "b.experts.1.gate_proj.weight"));
+}
+
+TEST_F(Convert, scales_that_are_powers_of_two) {
+  ConvertOptions options{StoreAs::kFp8, true};
+  const fs::path out = run(bf16, "pow2", options);
+  EXPECT_EQ(read_json_file(out / "config.json")["quantization_config"]["scale_fmt"], "ue8m0");
+  Precision precision;
+  precision.fp8 = precision.weight_pow2 = true;
+  SaveOptions save;
+  save.fp8 = quantized_for(ctx, weights, precision).get();
+  save_checkpoint(weights, nullptr, folder / "saved", save);
+  EXPECT_EQ(file_bytes(out / "model.safetensors"), file_bytes(folder / "saved/model.safetensors"));
+  const fs::path plain = run(bf16, "fp8", {StoreAs::kFp8});
+  expect_refused([&] { run(plain, "no", options); }, {"ue8m0"});
+}
+
 TEST_F(Convert, shards_and_back) {
   ConvertOptions options;
   options.max_shard_bytes = 50'000;

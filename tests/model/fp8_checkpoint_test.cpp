@@ -214,8 +214,9 @@ TEST_F(Fp8Checkpoint, a_precision_that_differs_uses_dequantized_values_and_says_
   EXPECT_NE(lines[0].find("quantized again"), std::string::npos) << lines[0];
 
   lines.clear();
-  save_checkpoint(weights, nullptr, folder / "some",
-                  {quantized_for(ctx, weights, some).get(), FileDtype::kF32, 1 << 30, nullptr, nullptr});
+  save_checkpoint(
+      weights, nullptr, folder / "some",
+      {quantized_for(ctx, weights, some).get(), FileDtype::kF32, 1 << 30, nullptr, nullptr});
   load(folder / "some", fp8);
   ASSERT_EQ(lines.size(), 1u);
   EXPECT_NE(lines[0].find("13 tensors that the file has in BF16"), std::string::npos) << lines[0];
