@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/tokenizer_json.h"
+
 namespace lockstep::model {
 
 static constexpr int kBytes = 256;
@@ -82,6 +84,8 @@ TokenStream::TokenStream(const Tokenizer& tokenizer, bool skip_special)
     : tokenizer_(tokenizer), skip_special_(skip_special) {
   if (tokenizer.pipeline) stream_ = std::make_unique<TextStream>(tokenizer.pipeline->decoder);
 }
+
+TokenStream::~TokenStream() = default;
 
 std::string TokenStream::push(std::int32_t token) {
   if (stream_) {

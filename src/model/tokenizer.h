@@ -13,10 +13,12 @@
 #include <vector>
 
 #include "model/chat_template.h"
-#include "model/tokenizer_json.h"
 #include "model/unicode_text.h"
 
 namespace lockstep::model {
+
+struct TokenizerPipeline;  // model/tokenizer_json.h
+class TextStream;          // model/decoder.h
 
 struct SpecialToken {
   std::int32_t id;
@@ -38,6 +40,11 @@ struct Tokenizer {
 
 // <|bos|> 256, <|eos|> 257, <|pad|> 258.
 Tokenizer byte_tokenizer();
+
+struct EncodeOptions {
+  bool special_in_text = true;  // the text of a special token becomes that token
+  bool add_special = true;      // what the post-processor puts around a text
+};
 
 // The tokens of `text`; by default what `tokenizers` gives for encode(text): the text of a special
 // token becomes that token, and the post-processor's tokens stand around. Bytes that are not UTF-8
@@ -62,6 +69,7 @@ std::string decode(const Tokenizer& tokenizer, const std::vector<std::int32_t>& 
 class TokenStream {
  public:
   explicit TokenStream(const Tokenizer& tokenizer, bool skip_special = true);
+  ~TokenStream();
   std::string push(std::int32_t token);
   std::string finish();
 

@@ -5,7 +5,7 @@
 #include "base/file_io.h"
 #include "model/json_part.h"
 #include "model/strict_json.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer_json.h"
 
 namespace lockstep::model {
 
@@ -125,6 +125,7 @@ Tokenizer read_tokenizer(const fs::path& path) {
   if (is_folder && fs::exists(path / "chat_template.jinja", error))
     chat = read(path / "chat_template.jinja", "chat_template.jinja", kConfigFileLimit);
   t.chat_template = recognise_chat_template(chat);
+  t.chat_template.file = path.string();
   t.files = files;
   return t;
 }

@@ -12,6 +12,7 @@
 #include "model/decoder.h"
 #include "model/normalizer.h"
 #include "model/pre_tokenizer.h"
+#include "model/tokenizer.h"
 
 namespace lockstep::model {
 
@@ -32,11 +33,6 @@ struct TokenizerPipeline {
 
 // InputError naming the file and the part that is malformed or not supported.
 TokenizerPipeline read_pipeline(const nlohmann::json& document, const std::string& file);
-
-struct EncodeOptions {
-  bool special_in_text = true;  // the text of a special token becomes that token
-  bool add_special = true;      // what the post-processor puts around a text
-};
 
 // The text may be any bytes: what is not UTF-8 becomes U+FFFD first.
 void encode_with(const TokenizerPipeline& pipeline, std::string_view text,

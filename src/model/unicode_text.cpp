@@ -3,9 +3,8 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <vector>
 
 #include "base/error.h"
 #include "model/unicode_tables.h"
@@ -61,21 +60,42 @@ bool is_inert(std::uint32_t c) {
   return at != std::begin(kInert) && c <= (at - 1)->last;
 }
 
+// utf8proc_map would do all of this, but in a time that is quadratic in a run of marks.
 void append_normal_form(std::string& out, std::string_view text, NormalForm form) {
   if (text.empty()) return;
   const bool compose = form == NormalForm::kNfc || form == NormalForm::kNfkc;
   const bool compatible = form == NormalForm::kNfkc || form == NormalForm::kNfkd;
-  const int options = UTF8PROC_STABLE | (compose ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
-                      (compatible ? UTF8PROC_COMPAT : 0);
-  std::uint8_t* mapped = nullptr;
-  const auto length = utf8proc_map(reinterpret_cast<const std::uint8_t*>(text.data()),
-                                   static_cast<utf8proc_ssize_t>(text.size()), &mapped,
-                                   static_cast<utf8proc_option_t>(options));
-  const std::unique_ptr<std::uint8_t, decltype(&std::free)> owner(mapped, &std::free);
-  if (length < 0)
-    base::fail<base::SystemError>("cannot normalize {} bytes of text: {}", text.size(),
-                                  utf8proc_errmsg(length));
-  out.append(reinterpret_cast<const char*>(mapped), static_cast<std::size_t>(length));
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE |
+                                                      (compatible ? UTF8PROC_COMPAT : 0));
+  std::vector<utf8proc_int32_t> points;
+  points.reserve(text.size());
+  for (std::size_t i = 0; i < text.size();) {
+    utf8proc_int32_t parts[32];  // the longest decomposition has 18 characters
+    int unused = 0;
+    const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(next_code_point(text, i)),
+                                           parts, 32, options, &unused);
+    LOCKSTEP_CHECK(n >= 0 && n <= 32, "utf8proc: {}", n);
+    points.insert(points.end(), parts, parts + n);
+  }
+  const auto combining_class = [](utf8proc_int32_t c) {
+    return utf8proc_get_property(c)->combining_class;
+  };
+  for (auto mark = points.begin(); mark != points.end();) {
+    const auto end =
+        std::find_if(mark, points.end(), [&](auto c) { return combining_class(c) == 0; });
+    if (end - mark > 1)
+      std::stable_sort(mark, end,
+                       [&](auto a, auto b) { return combining_class(a) < combining_class(b); });
+    mark = end == points.end() ? end : end + 1;
+  }
+  if (compose) {
+    const auto n = utf8proc_normalize_utf32(
+        points.data(), static_cast<utf8proc_ssize_t>(points.size()),
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    LOCKSTEP_CHECK(n >= 0, "utf8proc: {}", n);
+    points.resize(static_cast<std::size_t>(n));
+  }
+  for (const utf8proc_int32_t c : points) append_utf8(out, static_cast<std::uint32_t>(c));
 }
 
 }  // namespace
