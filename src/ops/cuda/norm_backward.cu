@@ -14,12 +14,6 @@ struct RmsNormBackward {
   Bf16* dx;
 };
 
-// Brings rows to the L2 cache; one thread. `bytes` is a multiple of 16.
-__device__ void prefetch(const void* from, std::int64_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
-               "r"(static_cast<std::uint32_t>(bytes)));
-}
-
 // A block of 128 rows, read once: d_w needs the rows in order, d_x each row's sum over all columns.
 // A warp holds 256 columns, a chunk a lane, and a lane's accumulator of the sum goes from warp to
 // warp, a step each: in step s warp w adds its chunk of rows group s - w, and all warps finish the
@@ -71,22 +65,9 @@ __global__ void __launch_bounds__(kThreads)
       }
   };
 
-  // Rows [kRows * group, ...) of all that is read, some steps before warp 0 needs them.
-  constexpr int kAhead = 4;
-  const auto prefetch_group = [&](int group) {
-    const int first = group * kRows, count = min(kRows, rows - first);
-    if (threadIdx.x != 0 || count <= 0) return;
-    const std::int64_t at = (begin + first) * a.D, bytes = std::int64_t{count} * a.D * 2;
-    prefetch(a.dh + at, bytes);
-    prefetch(a.x + at, bytes);
-    if (residual != nullptr) prefetch(a.residual + at, bytes);
-  };
-
   float column[8] = {};
-  for (int group = 1; group < kAhead; ++group) prefetch_group(group);
   load_adding(-warp);
   for (int s = 0; s < groups + warps; ++s) {
-    prefetch_group(s + kAhead);
     const float* from = mail + (s + 1) % 2 * warps * kRows * 32 + lane;
     float* to = mail + s % 2 * warps * kRows * 32 + lane;
 #pragma unroll
