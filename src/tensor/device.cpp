@@ -50,6 +50,9 @@ std::string cuda_problem() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+      return "no GPU driver is installed";
     return fmt::format("no usable GPU driver ({})", cudaGetErrorString(status));
   }
   if (count == 0) return "no GPU";
@@ -134,7 +137,7 @@ DeviceMemory device_memory(const Context&) { return {}; }
 
 std::string device_text(const Context& ctx) {
   return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
-                       ctx.threads == 1 ? "" : "s");
+                     ctx.threads == 1 ? "" : "s");
 }
 
 void copy_bytes(const Context&, const void* from, Device, void* to, Device, std::size_t bytes) {
