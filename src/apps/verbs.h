@@ -15,6 +15,8 @@ void add_rl(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
 void add_doctor(CLI::App& app);
+void add_convert(CLI::App& app);
+void add_tokenize(CLI::App& app);
 
 // Exit code of a run that SIGINT or SIGTERM ended before its last step.
 constexpr int kInterrupted = 130;

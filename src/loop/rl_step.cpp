@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "loop/log.h"
 #include "loop/session.h"
-#include "model/checkpoint.h"
+#include "model/fp8_import.h"
 #include "model/hf_config.h"
 #include "sync/refit.h"
 
@@ -25,6 +26,14 @@ static model::Weights initial_weights(const RunConfig& config) {
   return weights;
 }
 
+// An FP8 checkpoint's codes serve as they are, until a training step changes the weights.
+static void take_codes(const tensor::Context& ctx, const RunConfig& config, model::Weights& weights,
+                       const model::Precision& precision) {
+  if (config.policy.load_format != "auto") return;
+  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision,
+                           [](const std::string& line) { stderr_log().info(line); });
+}
+
 std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   validate_rl(config);
   auto run = std::make_unique<RlRun>();
@@ -43,6 +52,9 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
     base::fail<InputError>("policy.max_total_sequence_length is {}, but the model has {} positions",
                            config.policy.max_total_sequence_length, m.max_positions);
   model::move_to(ctx, *run->weights);
+  take_codes(ctx, config, *run->weights, policy_precision(config));
+  if (rollout_precision(config) != policy_precision(config))
+    take_codes(ctx, config, *run->weights, rollout_precision(config));
   run->policy = policy::make_policy(ctx, run->weights, policy_options(config));
   run->rollout_weights = model::quantized_for(ctx, *run->weights, rollout_precision(config));
   run->one_precision = run->rollout_weights == run->policy.quantized;
@@ -50,6 +62,7 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   if (run->preset.loss.reference_policy_kl_penalty != 0) {
     run->reference = std::make_shared<model::Weights>(initial_weights(config));
     model::move_to(ctx, *run->reference);
+    take_codes(ctx, config, *run->reference, policy_precision(config));
     run->reference_quantized = model::quantized_for(ctx, *run->reference, policy_precision(config));
     run->reference_checksum =
         sync::weight_checksum({run->reference.get(), run->reference_quantized.get(), {}, {}});
