@@ -51,6 +51,9 @@ std::string cuda_problem() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+      return "no GPU driver is installed";
     return fmt::format("no usable GPU driver ({})", cudaGetErrorString(status));
   }
   if (count == 0) return "no GPU";
