@@ -48,6 +48,10 @@ std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
       model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name));
   run->weights = std::make_shared<model::Weights>(initial_weights(config));
   const model::ModelConfig& m = run->weights->config;
+  if (run->tokenizer.vocab_size > m.vocab_size)
+    base::fail<InputError>(
+        "the tokenizer has {} tokens, but the model {}: they do not belong together",
+        run->tokenizer.vocab_size, m.vocab_size);
   if (config.policy.max_total_sequence_length > m.max_positions)
     base::fail<InputError>("policy.max_total_sequence_length is {}, but the model has {} positions",
                            config.policy.max_total_sequence_length, m.max_positions);

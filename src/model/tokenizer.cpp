@@ -57,6 +57,17 @@ const std::string* text_of(const TokenizerPipeline& p, std::int32_t id, bool ski
 
 }  // namespace
 
+std::string chat_text(const Tokenizer& tokenizer, const std::vector<data::Message>& messages) {
+  const auto token = [&](std::int32_t id) -> std::string {
+    const auto* text = tokenizer.pipeline ? text_of(*tokenizer.pipeline, id, false) : nullptr;
+    return text ? *text : "";
+  };
+  ChatOptions options;
+  options.bos = token(tokenizer.bos_id);
+  options.eos = token(tokenizer.eos_id);
+  return render_chat(tokenizer.chat_template, messages, options);
+}
+
 std::string decode_bytes(const Tokenizer& tokenizer, const std::vector<std::int32_t>& tokens,
                          bool skip_special) {
   if (tokenizer.pipeline) {

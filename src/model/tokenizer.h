@@ -54,6 +54,11 @@ std::vector<std::int32_t> encode(const Tokenizer& tokenizer, std::string_view te
 // The text alone: text from outside can never make a special token, and none is added.
 std::vector<std::int32_t> encode_ordinary(const Tokenizer& tokenizer, std::string_view text);
 
+// A conversation as the model's chat template renders it, the prompt for an answer at its end;
+// InputError where there is no template that Lockstep knows. Its tokens: encode() with
+// special_in_text and without add_special.
+std::string chat_text(const Tokenizer& tokenizer, const std::vector<data::Message>& messages);
+
 // The bytes of the tokens. Special tokens are left out or written as their text; ids that the
 // tokenizer does not have (a model's padded vocabulary, negative ids) give nothing. Only a byte
 // tokenizer gives bytes that are not UTF-8.

@@ -1,5 +1,5 @@
 // Where the Unicode versions of `tokenizers` 0.23 and of our libraries differ; found by comparing
-// all code points (tools/golden/tokenizers.py says how).
+// all code points (tools/golden/tokenizer.py says how).
 #pragma once
 
 #include <cstdint>
