@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 export OMP_WAIT_POLICY ?= passive
 SOURCES = $(shell git ls-files '*.h' '*.cpp')
 
-.PHONY: help setup build demo check-demo precision-proof test test-asan test-tsan fuzz bench smollm2 format tidy clean
+.PHONY: help setup build demo check-demo precision-proof test test-asan test-tsan fuzz bench gpu-bundle smollm2 format tidy clean
 
 help:
 	@echo "make build      set up and build build/lockstep"
@@ -16,6 +16,7 @@ help:
 	@echo "make smollm2    fetch SmolLM2-135M-Instruct; models/smollm2, and as a mixture of experts models/smollm2-moe"
 	@echo "make precision-proof  pretrain on English text in BF16 and in FP8, and compare (docs/precision.md)"
 	@echo "make bench      build and run the benchmarks"
+	@echo "make gpu-bundle  the GPU tests, benchmarks and the program in build/gpu-bundle, to copy to a GPU machine"
 	@echo "make format     clang-format on all sources;  make tidy: clang-tidy"
 	@echo "make clean      remove the build folders (runs/ stays)"
 
@@ -75,6 +76,13 @@ bench:
 	@$(call configure,bench)
 	@cmake --build build-bench -j $(JOBS)
 	@for b in $$(find build-bench/bench -maxdepth 1 -name '*_bench' -type f); do echo "$$b"; "$$b" || exit 1; done
+
+# A build folder of its own, because the benchmarks are on; nvcc 13 must be here, a GPU need not.
+gpu-bundle:
+	@tools/setup.sh bench
+	@cmake --preset cuda -DLOCKSTEP_BENCH=ON >/dev/null || { echo "cmake --preset cuda failed, see above" >&2; exit 1; }
+	@cmake --build build-cuda -j $(JOBS) --target lockstep lockstep_gpu_test lockstep_device_test gpu_benches
+	@tools/gpu_bundle.sh build-cuda build/gpu-bundle
 
 format:
 	@clang-format -i $(SOURCES)

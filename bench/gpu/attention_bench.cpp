@@ -1,6 +1,7 @@
 // Attention on the GPU: forward and backward of packed causal sequences (FLOP of visible keys only:
 // 2 K + 2 Kv a query and key forward, 2.5 times that backward), decode over pages of 16 (bytes of
 // keys and values once).
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -22,12 +23,15 @@ using tensor::TensorView;
 
 Tensor random_bf16(const Context& ctx, const Shape& shape, unsigned seed) {
   std::mt19937 rng(seed);
-  std::vector<float> table(4096);
   std::normal_distribution<float> normal;
-  for (float& x : table) x = normal(rng);
+  std::vector<numerics::Bf16> values(1000003);  // repeated: a prime, so that rows differ
+  for (auto& x : values) x = numerics::to_bf16(normal(rng));
   Tensor host(Device::kCpu, DType::kBf16, shape), device(Device::kCuda, DType::kBf16, shape);
   auto* to = host.as<numerics::Bf16>();
-  for (std::int64_t i = 0; i < shape.count(); ++i) to[i] = numerics::to_bf16(table[rng() & 4095]);
+  const auto period = static_cast<std::int64_t>(values.size());
+  for (std::int64_t i = 0; i < shape.count(); i += period)
+    std::memcpy(to + i, values.data(),
+                static_cast<std::size_t>(std::min(period, shape.count() - i)) * sizeof(*to));
   tensor::copy(ctx, host, device);
   return device;
 }
@@ -121,7 +125,7 @@ void bench_served(const Context& ctx, const ServedShape& n) {
 }  // namespace
 }  // namespace lockstep::bench
 
-// Argument: training, served, or nothing for both.
+// Arguments: training, served or all; then the number of a shape, or nothing for all of them.
 int main(int argc, char** argv) {
   using namespace lockstep;
   if (const std::string problem = tensor::cuda_problem(); !problem.empty()) {
@@ -131,14 +135,17 @@ int main(int argc, char** argv) {
   tensor::Arena arena(tensor::Device::kCuda);
   const tensor::Context ctx = tensor::cuda_context(arena);
   std::printf("%s\n", tensor::device_text(ctx).c_str());
-  const std::string which = argc > 1 ? argv[1] : "";
+  const std::string which = argc > 1 ? argv[1] : "all";
+  const int only = argc > 2 ? std::atoi(argv[2]) : -1;
+  int shape = 0;
   if (which != "served")
     for (const bench::TrainingShape& n : {bench::TrainingShape{2, 8192, 32, 32, 128},
                                           {2, 8192, 32, 4, 128},
                                           {8, 2048, 32, 4, 128},
                                           {16, 1024, 32, 4, 128},
                                           {4, 4096, 32, 32, 64}})
-      bench::bench_training(ctx, n);
+      if (only < 0 || only == shape++) bench::bench_training(ctx, n);
+  shape = 0;
   if (which != "training")
     for (const bench::ServedShape& n : {bench::ServedShape{64, 1, 8192, 32, 4, 128},
                                         {33, 1, 32768, 32, 4, 128},
@@ -148,7 +155,7 @@ int main(int argc, char** argv) {
                                         {16, 1, 8192, 32, 32, 128},
                                         {1, 2048, 8192, 32, 4, 128},
                                         {4, 512, 4096, 32, 4, 128}})
-      bench::bench_served(ctx, n);
+      if (only < 0 || only == shape++) bench::bench_served(ctx, n);
   std::fflush(stdout);
   std::_Exit(0);  // the driver goes before the arena
 }

@@ -4,6 +4,7 @@
 // bytes with that of another one before it is timed.
 //
 // gpu_gemm_bench [shapes=TEXT,..] [plans=NAME,..|auto] [samples=N] [inner=N] [cublas=PATH]
+// [scaling=block|row]
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -114,7 +115,7 @@ std::vector<std::int32_t> route(const Shape& s) {
 }
 
 struct Options {
-  std::string shapes, plans = "auto", cublas;
+  std::string shapes, plans = "auto", cublas, scaling = "block";
   int samples = 20, inner = 3;
 };
 
@@ -191,8 +192,16 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
     time(Scales::kBlock, "cublas-block");
     if (s.E * blocks * G >= s.N) time(Scales::kRow, "cublas-row");
   }
+  const Tensor sa_row(Device::kCuda, DType::kFp32, {s.rows});
+  const Tensor sb_row(Device::kCuda, DType::kFp32, {s.E, s.N});
+  tensor::fill_bytes(ctx, sa_row, 0x3C);  // 0.0115
+  tensor::fill_bytes(ctx, sb_row, 0x3C);
+  const bool row = options.scaling == "row";
   const auto product = [&](const TensorView& out) {
-    ops::fp8_gemm(ctx, {a, sa, Scaling::kBlock}, {b, sb, Scaling::kBlock}, offsets, out);
+    if (row)
+      ops::fp8_gemm(ctx, {a, sa_row, Scaling::kRow}, {b, sb_row, Scaling::kRow}, offsets, out);
+    else
+      ops::fp8_gemm(ctx, {a, sa, Scaling::kBlock}, {b, sb, Scaling::kBlock}, offsets, out);
   };
   for (const std::string& plan : split(options.plans)) {
     if (plan == "few" && s.rows / s.E > 256) continue;
@@ -224,8 +233,10 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
 
 int main_of(int argc, char** argv) {
   Options options;
-  const std::map<std::string, std::string*> texts = {
-      {"shapes", &options.shapes}, {"plans", &options.plans}, {"cublas", &options.cublas}};
+  const std::map<std::string, std::string*> texts = {{"shapes", &options.shapes},
+                                                     {"plans", &options.plans},
+                                                     {"cublas", &options.cublas},
+                                                     {"scaling", &options.scaling}};
   const std::map<std::string, int*> numbers = {{"samples", &options.samples},
                                                {"inner", &options.inner}};
   for (int i = 1; i < argc; ++i) {

@@ -27,7 +27,7 @@ Tensor random_on_gpu(const tensor::Context& ctx, std::int64_t n, double deviatio
   const std::int64_t piece = std::min<std::int64_t>(n, 1 << 20);
   const Tensor host = test::random_normal(rng, DType::kFp32, {piece}, deviation);
   Tensor out(Device::kCuda, DType::kFp32, {n});
-  for (std::int64_t at = 0; at < n; at += piece - 4) {
+  for (std::int64_t at = 0; at < n; at += piece > 4 ? piece - 4 : piece) {
     const std::int64_t count = std::min(piece, n - at);
     tensor::copy(ctx, host.view().rows(0, count), out.view().rows(at, count));
   }
@@ -45,7 +45,7 @@ RowSampling settings(float temperature, int top_k, float top_p, float min_p) {
 
 void vocab(const tensor::Context& ctx, std::int64_t R, std::int64_t V, double deviation) {
   // Several sets, so that a launch does not find its logits in the L2 cache.
-  const std::int64_t sets = std::max<std::int64_t>(1, std::min<std::int64_t>(64, 600 / R));
+  const std::int64_t sets = std::max<std::int64_t>(1, std::min<std::int64_t>(256, 600 / R));
   const Tensor logits = random_on_gpu(ctx, sets * R * V, deviation);
   const Tensor tokens(Device::kCuda, DType::kInt32, {R}), g = random_on_gpu(ctx, R, 1.0);
   const Tensor stats(Device::kCuda, DType::kE4m3,

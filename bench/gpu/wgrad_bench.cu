@@ -10,6 +10,7 @@
 
 #include "cublaslt_product.h"
 #include "gpu_bench.h"
+#include "ops/cuda/gemm_wgrad.h"
 #include "ops/gemm.h"
 #include "random_fill.cuh"
 #include "tensor/device.h"
@@ -72,6 +73,10 @@ struct Probe {
   std::int64_t E, N, K, R;
   bool fp8;
 };
+using ops::cuda::WgradPlan;
+constexpr std::pair<WgradPlan, const char*> kPlans[] = {{WgradPlan::k128x128, "128x128"},
+                                                        {WgradPlan::k128x192, "128x192"},
+                                                        {WgradPlan::k192x128, "192x128"}};
 constexpr int kProbes = 256;
 __global__ void probe_kernel(const Probe p, double* error) {
   const std::uint32_t r = mix(blockIdx.x * 3 + 1);
@@ -109,9 +114,9 @@ double probe_error(const Context& ctx, const Probe& p) {
   return std::sqrt(difference / size);
 }
 
-void print(const Case& c, const char* what, const Timing& t, double error) {
+void print(const Case& c, const std::string& what, const Timing& t, double error) {
   const double flops = 2.0 * static_cast<double>(c.s.rows * c.s.N * c.s.K);
-  std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f)", c.s.name, what,
+  std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f)", c.s.name, what.c_str(),
               t.median * 1e3, flops / t.median * 1e-12, flops / t.p90 * 1e-12,
               flops / t.p10 * 1e-12);
   if (error >= 0) std::printf("  error %.1e", error);
@@ -148,22 +153,21 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
   const ops::Fp8Columns fdy{dy.codes, dy.scales, ops::Scaling::kBlock},
       fx{x.codes, x.scales, ops::Scaling::kBlock};
   const ops::Segments segments{c.offsets_E1, c.padded_E1};
-  const auto once = [&](bool accumulate) {
-    ops::fp8_weight_gradient(ctx, fdy, fx, segments, accumulate, c.d_ENK);
+  const auto once = [&](WgradPlan plan, bool accumulate) {
+    ops::cuda::fp8_weight_gradient(ctx, plan, fdy, fx, segments, accumulate, c.d_ENK);
   };
-  once(false);
-  const double error =
-      probe_error(ctx, {dy.codes.view().data, x.codes.view().data, dy.scales.as<float>(),
-                        x.scales.as<float>(), c.d_ENK.as<float>(), c.offsets_E1.as<std::int32_t>(),
-                        c.padded_E1.as<std::int32_t>(), c.s.E, c.s.N, c.s.K, R, true});
-  print(c, "FP8 block",
-        time_kernel(
-            ctx, [&](int) { once(false); }, samples),
-        error);
-  print(c, "FP8 block, accumulated",
-        time_kernel(
-            ctx, [&](int) { once(true); }, samples),
-        -1);
+  for (const auto& [plan, name] : kPlans)
+    for (const bool accumulate : {false, true}) {
+      once(plan, false);
+      const double error = probe_error(
+          ctx, {dy.codes.view().data, x.codes.view().data, dy.scales.as<float>(),
+                x.scales.as<float>(), c.d_ENK.as<float>(), c.offsets_E1.as<std::int32_t>(),
+                c.padded_E1.as<std::int32_t>(), c.s.E, c.s.N, c.s.K, R, true});
+      print(c, std::string("FP8 block ") + name + (accumulate ? " +=" : " ="),
+            time_kernel(
+                ctx, [&](int) { once(plan, accumulate); }, samples, 2),
+            error);
+    }
   {
     const Tensor sdy(Device::kCuda, DType::kFp32, {c.s.E, c.s.N}),
         sx(Device::kCuda, DType::kFp32, {c.s.E, c.s.K});
@@ -171,10 +175,10 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
     fill_normal(ctx, sx.as<float>(), c.s.E * c.s.K, 6, 0.001f, 0.0067f);
     const ops::Fp8Columns rdy{dy.codes, sdy, ops::Scaling::kRow},
         rx{x.codes, sx, ops::Scaling::kRow};
-    print(c, "FP8 row, accumulated",
+    print(c, "FP8 row +=",
           time_kernel(
               ctx, [&](int) { ops::fp8_weight_gradient(ctx, rdy, rx, segments, true, c.d_ENK); },
-              samples),
+              samples, 2),
           -1);
   }
   std::vector<std::unique_ptr<CublasProduct>> products;
@@ -186,7 +190,7 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
     found = found && products.back()->found();
   }
   if (!found) return;
-  print(c, "cuBLASLt FP8, accumulated",
+  print(c, "cuBLASLt FP8 +=",
         time_kernel(
             ctx,
             [&](int) {
@@ -196,7 +200,7 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
                                  c.d_ENK.as<float>() + static_cast<std::int64_t>(e) * c.s.N * c.s.K,
                                  tensor::stream_of(ctx));
             },
-            samples),
+            samples, 2),
         -1);
 }
 
@@ -206,21 +210,20 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
       x(Device::kCuda, DType::kBf16, {M, c.s.K});
   fill_normal(ctx, dy.as<Bf16>(), M * c.s.N, 1);
   fill_normal(ctx, x.as<Bf16>(), M * c.s.K, 2);
-  const auto once = [&](bool accumulate) {
-    ops::bf16_weight_gradient(ctx, dy, x, c.offsets_E1, accumulate, c.d_ENK);
+  const auto once = [&](WgradPlan plan, bool accumulate) {
+    ops::cuda::bf16_weight_gradient(ctx, plan, dy, x, c.offsets_E1, accumulate, c.d_ENK);
   };
-  once(false);
-  const double error =
-      probe_error(ctx, {dy.view().data, x.view().data, nullptr, nullptr, c.d_ENK.as<float>(),
-                        c.offsets_E1.as<std::int32_t>(), nullptr, c.s.E, c.s.N, c.s.K, 0, false});
-  print(c, "BF16",
-        time_kernel(
-            ctx, [&](int) { once(false); }, samples),
-        error);
-  print(c, "BF16, accumulated",
-        time_kernel(
-            ctx, [&](int) { once(true); }, samples),
-        -1);
+  for (const auto& [plan, name] : kPlans)
+    for (const bool accumulate : {false, true}) {
+      once(plan, false);
+      const double error = probe_error(
+          ctx, {dy.view().data, x.view().data, nullptr, nullptr, c.d_ENK.as<float>(),
+                c.offsets_E1.as<std::int32_t>(), nullptr, c.s.E, c.s.N, c.s.K, 0, false});
+      print(c, std::string("BF16 ") + name + (accumulate ? " +=" : " ="),
+            time_kernel(
+                ctx, [&](int) { once(plan, accumulate); }, samples, 2),
+            error);
+    }
   std::vector<std::unique_ptr<CublasProduct>> products;
   bool found = blas.found();
   for (std::size_t e = 0; e + 1 < c.offsets.size(); ++e) {
@@ -230,7 +233,7 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
     found = found && products.back()->found();
   }
   if (!found) return;
-  print(c, "cuBLASLt BF16, accumulated",
+  print(c, "cuBLASLt BF16 +=",
         time_kernel(
             ctx,
             [&](int) {
@@ -240,7 +243,7 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
                                  c.d_ENK.as<float>() + static_cast<std::int64_t>(e) * c.s.N * c.s.K,
                                  tensor::stream_of(ctx));
             },
-            samples),
+            samples, 2),
         -1);
 }
 

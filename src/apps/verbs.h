@@ -16,6 +16,7 @@ void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_tokenize(CLI::App& app);
 
 // Exit code of a run that SIGINT or SIGTERM ended before its last step.
 constexpr int kInterrupted = 130;

@@ -144,8 +144,15 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     tensorboard.emplace(session.folder.tensorboard(), wall_time(), session.resumed_after);
   const std::int64_t last = config.grpo.max_num_steps;
   Progress progress(stdout, state.step, last);
-  for (const std::string& line : rl_headlines(
-           config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx)) {
+  std::vector<std::string> headlines = rl_headlines(
+      config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx);
+  if (run.policy.ctx.device == tensor::Device::kCuda) {
+    const policy::MemoryPlan plan = policy::plan_memory(
+        run.policy, config.policy.train_micro_batch_size, config.policy.max_total_sequence_length);
+    headlines.push_back(
+        memory_headline(plan, run.engine->cache_bytes(), tensor::device_memory(run.policy.ctx)));
+  }
+  for (const std::string& line : headlines) {
     session.log.info(line);
     progress.note(line);
   }

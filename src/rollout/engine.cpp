@@ -242,6 +242,13 @@ std::vector<data::Trajectory> Engine::generate(
   return out;
 }
 
+std::size_t Engine::cache_bytes() const {
+  std::size_t bytes = 0;
+  for (std::size_t l = 0; l < cache_.k.size(); ++l)
+    bytes += cache_.k[l].view().bytes() + cache_.v[l].view().bytes();
+  return bytes;
+}
+
 EngineStats Engine::stats() const {
   EngineStats s = stats_;
   if (scheduler_ == nullptr) return s;

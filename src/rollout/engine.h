@@ -78,6 +78,7 @@ class Engine {
   // The options with the model's values in place of 0.
   const Options& options() const { return options_; }
   EngineStats stats() const;
+  std::size_t cache_bytes() const;  // keys and values of all layers
 
  private:
   void run_batch();

@@ -1,5 +1,6 @@
 #include "tensor/device.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #ifdef LOCKSTEP_HAVE_CUDA
@@ -62,6 +63,12 @@ std::string cuda_problem() {
   return {};
 }
 
+std::string cuda_runtime_version() {
+  int version = 0;
+  check_cuda(cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
 Context cuda_context(Arena& workspace) {
   if (const std::string problem = cuda_problem(); !problem.empty())
     fail<SystemError>("device cuda: {}", problem);
@@ -120,13 +127,15 @@ void synchronize(const Context& ctx) {
 
 std::string cuda_problem() { return "this build has no CUDA backend"; }
 
+std::string cuda_runtime_version() { return {}; }
+
 Context cuda_context(Arena&) { fail<SystemError>("device cuda: {}", cuda_problem()); }
 
 DeviceMemory device_memory(const Context&) { return {}; }
 
 std::string device_text(const Context& ctx) {
   return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
-                       ctx.threads == 1 ? "" : "s");
+                     ctx.threads == 1 ? "" : "s");
 }
 
 void copy_bytes(const Context&, const void* from, Device, void* to, Device, std::size_t bytes) {
@@ -158,18 +167,76 @@ void download(const Context& ctx, const TensorView& from, void* to) {
   copy_bytes(ctx, from.data, from.device, to, Device::kCpu, from.bytes());
 }
 
-Tensor to_host(const TensorView& from) {
-  Tensor host(Device::kCpu, from.dtype, from.shape);
-  if (from.bytes() == 0) return host;
 #ifdef LOCKSTEP_HAVE_CUDA
-  if (from.device == Device::kCuda) {
-    check_cuda(cudaDeviceSynchronize(), "work on the GPU");
-    check_cuda(cudaMemcpy(host.view().data, from.data, from.bytes(), cudaMemcpyDeviceToHost),
-               "copy");
-    return host;
+namespace {
+
+// Two pinned buffers, filled in turn.
+class PinnedRing {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{32} << 20;
+
+  PinnedRing() {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "copy");
+    for (int i = 0; i < 2; ++i) {
+      check_cuda(cudaMallocHost(&memory_[i], kBytes), "pinned memory");
+      check_cuda(cudaEventCreateWithFlags(&filled_[i], cudaEventDisableTiming), "copy");
+    }
+  }
+  ~PinnedRing() {
+    for (int i = 0; i < 2; ++i) cudaFreeHost(memory_[i]), cudaEventDestroy(filled_[i]);
+    cudaStreamDestroy(stream_);
+  }
+  PinnedRing(const PinnedRing&) = delete;
+  PinnedRing& operator=(const PinnedRing&) = delete;
+
+  void fill(int i, const std::byte* from, std::size_t bytes) {
+    check_cuda(cudaMemcpyAsync(memory_[i], from, bytes, cudaMemcpyDeviceToHost, stream_), "copy");
+    check_cuda(cudaEventRecord(filled_[i], stream_), "copy");
+  }
+  const std::byte* wait(int i) {
+    check_cuda(cudaEventSynchronize(filled_[i]), "copy");
+    return static_cast<const std::byte*>(memory_[i]);
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  void* memory_[2] = {};
+  cudaEvent_t filled_[2] = {};
+};
+
+}  // namespace
+#endif
+
+void read_pieces(const TensorView& from,
+                 const std::function<void(std::span<const std::byte>)>& read) {
+  const auto* bytes = static_cast<const std::byte*>(from.data);
+  const std::size_t size = from.bytes();
+  if (from.on_host()) {
+    read({bytes, size});
+    return;
+  }
+#ifdef LOCKSTEP_HAVE_CUDA
+  static PinnedRing ring;  // pinned memory takes longer to get than most tensors to copy
+  check_cuda(cudaDeviceSynchronize(), "work on the GPU");
+  const auto piece = [&](std::size_t at) { return std::min(PinnedRing::kBytes, size - at); };
+  if (size > 0) ring.fill(0, bytes, piece(0));
+  int i = 0;
+  for (std::size_t at = 0; at < size; at += PinnedRing::kBytes, i ^= 1) {
+    const std::byte* data = ring.wait(i);
+    const std::size_t next = at + PinnedRing::kBytes;
+    if (next < size) ring.fill(i ^ 1, bytes + next, piece(next));
+    read({data, piece(at)});
   }
 #endif
-  std::memcpy(host.view().data, from.data, from.bytes());
+}
+
+Tensor to_host(const TensorView& from) {
+  Tensor host(Device::kCpu, from.dtype, from.shape);
+  auto* to = static_cast<std::byte*>(host.view().data);
+  read_pieces(from, [&](std::span<const std::byte> piece) {
+    if (!piece.empty()) std::memcpy(to, piece.data(), piece.size());
+    to += piece.size();
+  });
   return host;
 }
 

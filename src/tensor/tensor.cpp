@@ -135,6 +135,13 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
   return view;
 }
 
+void Arena::consolidate() {
+  LOCKSTEP_CHECK(chunk_ == 0 && offset_ == 0, "consolidate: something is taken");
+  if (chunks_.size() <= 1 || peak_ == 0) return;
+  chunks_.clear();  // before the new piece: both may not fit
+  chunks_.emplace_back(device_, DType::kE4m3, Shape{static_cast<std::int64_t>(peak_)});
+}
+
 void Arena::release(const Mark& mark) {
   chunk_ = mark.chunk;
   offset_ = mark.offset;

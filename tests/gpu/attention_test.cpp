@@ -2,6 +2,7 @@
 
 #include "gpu/gpu_test.h"
 #include "ops/attention_case.h"
+#include "tensor/cuda_check.h"
 
 namespace lockstep::ops::test {
 namespace {
@@ -202,7 +203,48 @@ TEST_F(AttentionGpu, ServedHasTheBytesOfTheCpuAcrossSplits) {
           page_size == 16);
       expect_same_served(served_case(rng, n, {{2, 2049}, {1, 40}, {9, 4100}, {2, 4097}}, page_size),
                          true);
+      if (n.J == 1 && n.K <= 128)
+        expect_same_served(
+            served_case(rng, n, {{100, 2100}, {1, 2050}, {0, 0}, {129, 4200}}, page_size), true);
     }
+}
+
+// One captured launch serves batches whose lengths change in place, within its bounds.
+TEST_F(AttentionGpu, ReplaysFromAGraph) {
+  Rng rng(11);
+  for (const AttentionSizes& n :
+       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{4, 2, 32, 32, 0.176}}) {
+    const ServedCase x = served_case(rng, n, {{1, 2300}, {1, 700}, {1, 2048}}, 16);
+    const std::int64_t T = x.q_THK.view().dim(0);
+    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_RJK), v = on_gpu(x.v_RJK),
+                     lengths_S = on_gpu(x.lengths_S);
+    const AttentionBatch batch{on_gpu(x.offsets_S1), lengths_S, on_gpu(x.pages_SP), 16, 1, 2300};
+    const TensorView out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                     lse2 = gpu_output(DType::kFp32, {T, n.H});
+    const auto run = [&] { attention(gpu, q, k, v, batch, n.scale, out, lse2); };
+    run();  // takes the workspace
+    const cudaStream_t stream = tensor::stream_of(gpu);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    tensor::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    run();
+    tensor::check_cuda(cudaStreamEndCapture(stream, &graph), "capture");
+    tensor::check_cuda(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    for (const std::vector<std::int32_t>& lengths :
+         {std::vector<std::int32_t>{1, 700, 2048}, {2299, 1, 128}, {2048, 127, 2047}}) {
+      const Tensor changed = int32_tensor(lengths);
+      tensor::copy(gpu, changed, lengths_S);
+      tensor::check_cuda(cudaGraphLaunch(exec, stream), "launch");
+      const Tensor cpu_out = cpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                   cpu_lse2 = cpu_output(DType::kFp32, {T, n.H});
+      attention(cpu, x.q_THK, x.k_RJK, x.v_RJK, {x.offsets_S1, changed, x.pages_SP, 16}, n.scale,
+                cpu_out, cpu_lse2);
+      expect_same(cpu_out, out, "out, " + text(n));
+      expect_same(cpu_lse2, lse2, "lse2, " + text(n));
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
 }
 
 // A sequence's rows have the same bytes alone and in batches.

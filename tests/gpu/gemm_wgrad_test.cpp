@@ -1,24 +1,32 @@
+#include "ops/cuda/gemm_wgrad.h"
+
 #include "gpu/gemm_case.h"
 #include "ops/gemm.h"
 
 namespace lockstep::ops::test {
 namespace {
 
+using cuda::WgradPlan;
+
 class WgradGpu : public GpuTest {
  protected:
-  // d starts as random values where it is accumulated onto, otherwise as NaN.
-  template <typename Op>
-  void compare(const Shape& shape, const std::string& name, Op op) {
+  // on_cpu(accumulate, d) against on_gpu(plan, accumulate, d) with every plan. d starts as random
+  // values where it is accumulated onto, otherwise as NaN.
+  template <typename OnCpu, typename OnGpu>
+  void compare(const Shape& shape, const std::string& name, OnCpu on_cpu, OnGpu run_on_gpu) {
     for (const bool accumulate : {false, true}) {
       const Tensor start = spread_values(rng, DType::kFp32, shape);
       const Tensor expected = cpu_output(DType::kFp32, shape);
-      const TensorView d = gpu_output(DType::kFp32, shape);
-      if (accumulate) {
-        std::memcpy(expected.view().data, start.view().data, start.view().bytes());
-        tensor::copy(gpu, start, d);
+      if (accumulate) std::memcpy(expected.view().data, start.view().data, start.view().bytes());
+      on_cpu(accumulate, expected.view());
+      for (const auto plan : {WgradPlan::k128x128, WgradPlan::k128x192, WgradPlan::k192x128}) {
+        const TensorView d = gpu_output(DType::kFp32, shape);
+        if (accumulate) tensor::copy(gpu, start, d);
+        run_on_gpu(plan, accumulate, d);
+        expect_same(expected, d,
+                    name + " plan " + std::to_string(static_cast<int>(plan)) +
+                        (accumulate ? " accumulated" : ""));
       }
-      op(accumulate, expected.view(), d);
-      expect_same(expected, d, name + (accumulate ? " accumulated" : ""));
     }
   }
 
@@ -33,11 +41,14 @@ class WgradGpu : public GpuTest {
     }
     const Tensor o = grouped ? int32_tensor(offsets) : Tensor();
     const TensorView gpu_dy = on_gpu(dy), gpu_x = on_gpu(x), gpu_o = on_gpu(o);
-    compare({E, N, K}, "bf16 " + text_of(offsets),
-            [&](bool accumulate, const TensorView& expected, const TensorView& d) {
-              bf16_weight_gradient(cpu, dy, x, o, accumulate, expected);
-              bf16_weight_gradient(gpu, gpu_dy, gpu_x, gpu_o, accumulate, d);
-            });
+    compare(
+        {E, N, K}, "bf16 " + text_of(offsets),
+        [&](bool accumulate, const TensorView& d) {
+          bf16_weight_gradient(cpu, dy, x, o, accumulate, d);
+        },
+        [&](WgradPlan plan, bool accumulate, const TensorView& d) {
+          cuda::bf16_weight_gradient(gpu, plan, gpu_dy, gpu_x, gpu_o, accumulate, d);
+        });
   }
 
   void check_fp8(std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
@@ -69,13 +80,16 @@ class WgradGpu : public GpuTest {
     const Fp8Columns gpu_dy{on_gpu(dy), on_gpu(sdy), scaling},
         gpu_x{on_gpu(x), on_gpu(sx), scaling};
     const Segments cpu_s{o, p}, gpu_s{on_gpu(o), on_gpu(p)};
-    compare({E, N, K},
-            std::string(block ? "block " : "row ") + tensor::dtype_name(dy_type) + " " +
-                tensor::dtype_name(x_type) + " " + text_of(offsets),
-            [&](bool accumulate, const TensorView& expected, const TensorView& d) {
-              fp8_weight_gradient(cpu, cpu_dy, cpu_x, cpu_s, accumulate, expected);
-              fp8_weight_gradient(gpu, gpu_dy, gpu_x, gpu_s, accumulate, d);
-            });
+    compare(
+        {E, N, K},
+        std::string(block ? "block " : "row ") + tensor::dtype_name(dy_type) + " " +
+            tensor::dtype_name(x_type) + " " + text_of(offsets),
+        [&](bool accumulate, const TensorView& d) {
+          fp8_weight_gradient(cpu, cpu_dy, cpu_x, cpu_s, accumulate, d);
+        },
+        [&](WgradPlan plan, bool accumulate, const TensorView& d) {
+          cuda::fp8_weight_gradient(gpu, plan, gpu_dy, gpu_x, gpu_s, accumulate, d);
+        });
   }
   Rng rng{2};
 };

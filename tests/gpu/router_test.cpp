@@ -33,6 +33,8 @@ std::vector<RouterCase> router_cases() {
       {13, 16, {kSigm, 3, 16, 5, true, 1.5f}, true},
       {13, 64, {kSigm, 4, 32, 4, true, 1.5f}, true},
       {13, 256, {kSigm, 5, 64, 5, true, 1.5f}, true},
+      {13, 128, {kSigm, 4, 2, 1, true, 1.5f}, true},
+      {13, 1024, {kSoft, 4, 16, 3, true, 1.5f}, true},
       {7, 257, {kSoft, 8, 1, 1, false, 0.7f}, true},
       {9, 1000, {kSigm, 8, 50, 7, true, 0.7f}, true},
       {9, 1024, {kSoft, 8, 1, 1, true, 1.0f}, true},

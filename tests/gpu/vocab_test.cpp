@@ -179,14 +179,15 @@ TEST_F(VocabGpu, OddDistributions) {
               fmt::format("V {} kind {}", V, static_cast<int>(kind)));
 }
 
+// All settings at the sizes of real models.
 TEST_F(VocabGpu, ALargeVocabulary) {
-  for (const std::int64_t V : {151936, 128256, 262144})
-    for (const Logits kind : {Logits::kNormal, Logits::kCoarse})
-      compare(make_logits(12, V, kind, static_cast<std::uint64_t>(V)),
-              mixed(37, 3).size() > 12
-                  ? std::vector<RowSampling>(mixed(37, 3).begin() + 8, mixed(37, 3).begin() + 20)
-                  : mixed(12, 3),
+  for (const std::int64_t V : {151936, 128256, 262144, 262147})
+    for (const Logits kind : {Logits::kNormal, Logits::kCoarse, Logits::kPeaked}) {
+      if (V != 151936 && kind != Logits::kNormal) continue;
+      const std::int64_t R = V == 151936 ? 37 : 13;
+      compare(make_logits(R, V, kind, static_cast<std::uint64_t>(V)), mixed(R, 3),
               fmt::format("V {} kind {}", V, static_cast<int>(kind)), kind == Logits::kNormal);
+    }
 }
 
 // Rows in more parts and rows in one part: the division of the work follows from R.

@@ -3,19 +3,12 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_launch.h"
+#include "ops/cuda/attention_stream.cuh"
 #include "ops/cuda/attention_tile.cuh"
 
 namespace lockstep::ops::cuda {
 namespace {
-
-template <typename Kernel>
-void allow_shared(Kernel kernel, int bytes) {
-  tensor::check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-      "attention's shared memory");
-}
-
-unsigned grid_size(std::int64_t n) { return static_cast<unsigned>(n); }
 
 template <int kWidth, int kSlots>
 void launch_tiles(const Context& ctx, const AttentionArgs& a, float c, int decode_rows) {
@@ -58,23 +51,64 @@ void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
   LOCKSTEP_CUDA_LAUNCHED("attention_merge");
 }
 
+// The largest power of two, up to a block, that divides n.
+int piece_of(std::int64_t n) {
+  int piece = 1;
+  while (piece < kBlock && n % (2 * piece) == 0) piece *= 2;
+  return piece;
+}
+
+template <int kWidth, bool kPaged>
+void launch_stream(const Context& ctx, const AttentionArgs& a, float c, int decode_rows) {
+  using Plan = StreamPlan<kWidth>;
+  const int piece = kPaged ? piece_of(a.page_size) : kBlock;
+  const StreamMaps maps{rows_map(a.q, kWidth, a.heads, a.tokens, Plan::kRows, "q_THK"),
+                        rows_map(a.k, kWidth, a.kv_heads, a.rows, piece, "k_RJK"),
+                        rows_map(a.v, kWidth, a.kv_heads, a.rows, piece, "v_RJK")};
+  const int bytes = Plan::bytes(a.most_keys > kSplit);
+  const auto kernel = attention_stream_kernel<kWidth, kPaged>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(grid_size((a.longest + Plan::kRows - 1) / Plan::kRows), grid_size(a.heads),
+                  grid_size(a.sequences));
+  kernel<<<grid, Plan::kThreads, bytes, stream_of(ctx)>>>(a, c, decode_rows, piece, maps);
+  LOCKSTEP_CUDA_LAUNCHED("attention_stream");
+}
+
+template <int kWidth>
+void launch_stream(const Context& ctx, const AttentionArgs& a, float c, int decode_rows) {
+  if (a.pages != nullptr)
+    launch_stream<kWidth, true>(ctx, a, c, decode_rows);
+  else
+    launch_stream<kWidth, false>(ctx, a, c, decode_rows);
+}
+
+// Whether wgmma's kernel is the one for the sequences that do not decode: its tiles are queries of
+// one head, and pages must have pieces that keep TMA's swizzle.
+bool takes_stream(const AttentionArgs& a) {
+  return a.width == a.value_width && (a.width == 64 || a.width == 128) && a.longest >= 64 &&
+         (a.pages == nullptr || piece_of(a.page_size) >= 8);
+}
+
 // Rows of pages (or of T) up to this many take the decode kernel; the others the tiles.
 template <int kWidth, int kTileSlots, int kDecodeSlots>
 void launch(const Context& ctx, const AttentionArgs& a, float c) {
   const std::int64_t group = a.heads / a.kv_heads;
   const bool decodes = a.pages != nullptr && group <= kDecodeRows;
   if (decodes) launch_decode<kWidth, kDecodeSlots>(ctx, a, c);
-  if (!decodes || a.longest * group > kDecodeRows)
-    launch_tiles<kWidth, kTileSlots>(ctx, a, c, decodes ? kDecodeRows : 0);
+  if (decodes && a.longest * group <= kDecodeRows) return;
+  const int decode_rows = decodes ? kDecodeRows : 0;
+  if constexpr (kWidth <= 128)
+    if (takes_stream(a)) return launch_stream<kWidth>(ctx, a, c, decode_rows);
+  launch_tiles<kWidth, kTileSlots>(ctx, a, c, decode_rows);
 }
 
 }  // namespace
 
 void attention(const Context& ctx, const AttentionArgs& a) {
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
-  LOCKSTEP_CHECK(a.sequences <= 65535 && a.kv_heads <= 65535,
-                 "attention: {} sequences and {} KV heads, a GPU's grid takes 65535 of each",
-                 a.sequences, a.kv_heads);
+  LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
+                 "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",
+                 a.sequences, a.heads);
   const std::int64_t width = a.width > a.value_width ? a.width : a.value_width;
   if (width <= 64)
     launch<64, 4, 4>(ctx, a, c);

@@ -17,22 +17,8 @@ __global__ __launch_bounds__(kDeltaThreads) void attention_delta_kernel(const Bf
   const std::int64_t row =
       std::int64_t{blockIdx.x} * (kDeltaThreads / 32) + static_cast<int>(threadIdx.x) / 32;
   if (row >= count) return;
-  const int first = static_cast<int>(threadIdx.x) % 32 * 8;
-  float acc = 0;
-  if (first < Kv) {
-    const uint4 x = *reinterpret_cast<const uint4*>(d_out + row * Kv + first);
-    const uint4 y = *reinterpret_cast<const uint4*>(out + row * Kv + first);
-    const unsigned xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      acc =
-          numerics::fma(numerics::bits_float(xs[i] << 16), numerics::bits_float(ys[i] << 16), acc);
-      acc = numerics::fma(numerics::bits_float(xs[i] & 0xFFFF0000u),
-                          numerics::bits_float(ys[i] & 0xFFFF0000u), acc);
-    }
-  }
-  acc = butterfly_sum(acc);
-  if (threadIdx.x % 32 == 0) delta_TH[row] = acc;
+  const float delta = row_delta(d_out + row * Kv, out + row * Kv, Kv);
+  if (threadIdx.x % 32 == 0) delta_TH[row] = delta;
 }
 
 // Rows [first, first + kRows) of a head's matrix to shared memory, zeros from `end` on.

@@ -145,6 +145,25 @@ __device__ inline void merge(float c, float m, float l, float* merged_m, float* 
   *merged_m = top;
 }
 
+// delta of one row, by a warp; Kv up to 256.
+__device__ inline float row_delta(const Bf16* d_out, const Bf16* out, int Kv) {
+  const int first = static_cast<int>(threadIdx.x) % 32 * 8;
+  float acc = 0;
+  if (first < Kv) {
+    const uint4 x = *reinterpret_cast<const uint4*>(d_out + first);
+    const uint4 y = *reinterpret_cast<const uint4*>(out + first);
+    const unsigned xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      acc =
+          numerics::fma(numerics::bits_float(xs[i] << 16), numerics::bits_float(ys[i] << 16), acc);
+      acc = numerics::fma(numerics::bits_float(xs[i] & 0xFFFF0000u),
+                          numerics::bits_float(ys[i] & 0xFFFF0000u), acc);
+    }
+  }
+  return butterfly_sum(acc);
+}
+
 __device__ inline float log_sum2(float c, float m, float l) {
   return numerics::fma(m, c, numerics::log(l) * numerics::kLog2e);
 }

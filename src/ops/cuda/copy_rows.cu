@@ -4,7 +4,7 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-constexpr int kInFlight = 4;  // chunks a lane
+constexpr int kInFlight = 2;  // chunks a lane
 constexpr int kWarps = 4;
 
 struct CopyRows {

@@ -59,14 +59,11 @@ __device__ void add_rows(const TokenSums& a, int place, int begin, int n, std::i
     }
 }
 
-// A warp a run of one token id and 32 * kColumns columns; it belongs to the run's first place.
+// A warp a run of one token id and 32 * kColumns columns. A block has the runs that begin in 32
+// places; its warps take them in turn.
 template <int kColumns>
-__global__ void __launch_bounds__(32 * kWarps) token_sums_kernel(TokenSums a) {
-  const std::int64_t first = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (first >= a.T) return;
+__device__ void add_run(const TokenSums& a, std::int64_t first, std::int32_t token) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const std::int32_t token = a.sorted[first];
-  if (first > 0 && a.sorted[first - 1] == token) return;
   const std::int64_t d = (std::int64_t{blockIdx.y} * 32 + lane) * kColumns;
   float* dw = a.dw + token * a.D + d;
   float acc[kColumns];
@@ -77,16 +74,28 @@ __global__ void __launch_bounds__(32 * kWarps) token_sums_kernel(TokenSums a) {
     const bool same = i < a.T && a.sorted[i] == token;
     const int place = same ? a.place[i] : 0;
     const int n = __popc(__ballot_sync(kFullWarp, same));
-    if (n > 4) {
-      add_rows<32>(a, place, 0, n, d, acc);
-    } else {
-      add_rows<4>(a, place, 0, n, d, acc);
-    }
+    if (n > 4) add_rows<16>(a, place, 0, n, d, acc);
+    if (n > 16) add_rows<16>(a, place, 16, n - 16, d, acc);
+    if (n <= 4) add_rows<4>(a, place, 0, n, d, acc);
     if (n < 32) break;
   }
 #pragma unroll
   for (int k = 0; k < kColumns; ++k)
     if (d < a.D) dw[k] = acc[k];
+}
+
+template <int kColumns>
+__global__ void __launch_bounds__(32 * kWarps) token_sums_kernel(TokenSums a) {
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const std::int64_t block = std::int64_t{blockIdx.x} * 32, i = block + threadIdx.x % 32;
+  const std::int32_t token = i < a.T ? a.sorted[i] : -1;
+  const bool begins = i < a.T && (i == 0 || a.sorted[i - 1] != token);
+  unsigned runs = __ballot_sync(kFullWarp, begins);
+  for (int run = 0; runs != 0; ++run, runs &= runs - 1) {
+    const int at = __ffs(static_cast<int>(runs)) - 1;
+    const std::int32_t run_token = __shfl_sync(kFullWarp, token, at);
+    if (run % kWarps == warp) add_run<kColumns>(a, block + at, run_token);
+  }
 }
 
 }  // namespace
@@ -121,7 +130,7 @@ void embedding_backward(const Context& ctx, const TensorView& tokens_T, const Te
     d.place_in = d.place_out;
   }
   const TokenSums a{T, D, d.token, d.place_in, dx_TD.as<Bf16>(), dw_VD.as<float>()};
-  const unsigned runs = blocks_for(T, kWarps);
+  const unsigned runs = blocks_for(T, 32);
   if (in_chunks(D, a.dx, a.dw))
     token_sums_kernel<4><<<dim3(runs, blocks_for(D, 128)), 32 * kWarps, 0, stream_of(ctx)>>>(a);
   else

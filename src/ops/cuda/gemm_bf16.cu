@@ -33,13 +33,19 @@ void launch(const Context& ctx, const TensorView& a_MK, const TensorView& b, con
           : tensor_map(b.data, DType::kBf16,
                        {{x.N, 2, 64}, {x.K, std::int64_t{x.N} * 2, 64}, {x.groups, slab, 1}},
                        kSwizzle, "bf16_gemm b");
+  const CUtensorMap d_map = tensor_map(
+      x.d_MN, tensor::DTypeOf<Output>::value,
+      {{x.N, sizeof(Output), kStoreBoxColumns<Output>},
+       {x.M, std::int64_t{x.N} * static_cast<std::int64_t>(sizeof(Output)), kStoreBoxRows},
+       {1, std::int64_t{x.M} * x.N * static_cast<std::int64_t>(sizeof(Output)), 1}},
+      kSwizzle, "bf16_gemm output");
   const auto kernel = bf16_gemm_kernel<Tile, Output>;
   allow_shared_memory(kernel, Tile::kSharedBytes);
   const std::int64_t row_tiles =
       (x.M + Tile::kBlockRows - 1) / Tile::kBlockRows + (x.offsets_E1 == nullptr ? 0 : x.groups);
   const std::int64_t tiles = row_tiles * ((x.N + Tile::kBlockColumns - 1) / Tile::kBlockColumns);
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(tiles, kMultiprocessors));
-  kernel<<<blocks, Tile::kThreads, Tile::kSharedBytes, stream_of(ctx)>>>(a_map, b_map, x);
+  kernel<<<blocks, Tile::kThreads, Tile::kSharedBytes, stream_of(ctx)>>>(a_map, b_map, d_map, x);
   LOCKSTEP_CUDA_LAUNCHED("bf16_gemm");
 }
 

@@ -15,7 +15,4 @@ Bf16Plan plan_bf16_gemm(std::int64_t M, std::int64_t N, std::int64_t E);
 void bf16_gemm(const Context& ctx, Bf16Plan plan, const TensorView& a_MK, const TensorView& b,
                BLayout layout, const TensorView& offsets_E1, const TensorView& d_MN);
 
-void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK);
-
 }  // namespace lockstep::ops::cuda

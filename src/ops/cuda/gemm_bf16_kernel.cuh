@@ -7,6 +7,7 @@
 #pragma once
 
 #include "ops/cuda/gemm_ring.cuh"
+#include "ops/cuda/gemm_store.cuh"
 #include "ops/cuda/ptx.cuh"
 #include "ops/cuda/wgmma.cuh"
 
@@ -30,8 +31,11 @@ struct Bf16Tile {
   static constexpr int kDepth = 64;  // of the contraction, a stage: 128 bytes
   static constexpr int kRowBytes = kRows * 128, kColumnBytes = kColumns * 128;
   static constexpr int kStageBytes = kRowBytes + kColumnBytes;
-  static constexpr int kStages = 200 * 1024 / kStageBytes < 10 ? 200 * 1024 / kStageBytes : 10;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kRingSlack;
+  static constexpr int kStages = 192 * 1024 / kStageBytes < 10 ? 192 * 1024 / kStageBytes : 10;
+  static constexpr int kBoxes = 2;  // for results, of each warpgroup
+  static constexpr int kBoxBytes = kBoxes * kStoreBoxBytes;
+  static constexpr int kSharedBytes =
+      kStages * kStageBytes + kRingSlack + (kSwap ? 0 : 2 * kBoxBytes);
   static constexpr int kThreads = 384;
 };
 
@@ -122,6 +126,7 @@ __device__ std::uint64_t bf16_operand(std::uint32_t address, int extent, int ste
     return operand_128b(address + extent / 64 * 8192 + step * 2048, 1024, 8192);
 }
 
+// Straight from registers: for swapped tiles, and where an expert ends inside the tile.
 template <typename Tile, typename Output>
 __device__ void write_bf16_tile(const Bf16Product& x, const Bf16Place& place,
                                 const float (&acc)[Tile::kColumns / 2]) {
@@ -151,7 +156,8 @@ __device__ void write_bf16_tile(const Bf16Product& x, const Bf16Place& place,
 template <typename Tile, typename Output>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     bf16_gemm_kernel(const __grid_constant__ CUtensorMap a_map,
-                     const __grid_constant__ CUtensorMap b_map, const Bf16Product x) {
+                     const __grid_constant__ CUtensorMap b_map,
+                     const __grid_constant__ CUtensorMap d_map, const Bf16Product x) {
   extern __shared__ unsigned char shared[];
   const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
   ring.init(8);
@@ -205,8 +211,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     wgmma_wait<0>();
     keep_registers(acc);
     if (depth_tiles > 0) ring.release_before(at);
-    write_bf16_tile<Tile, Output>(x, place, acc);
+    const int row = place.row + warpgroup * 64;
+    if (Tile::kSwap || (x.offsets_E1 != nullptr && row + 64 > place.rows))
+      write_bf16_tile<Tile, Output>(x, place, acc);
+    else
+      store_through_boxes<Output, Tile::kBoxes, 1>(
+          &d_map, ring.end() + static_cast<std::uint32_t>(warpgroup * Tile::kBoxBytes),
+          1 + warpgroup, place.column, place.first_row + row, 0, acc);
   }
+  finish_stores();
 }
 
 }  // namespace lockstep::ops::cuda

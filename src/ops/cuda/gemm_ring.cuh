@@ -1,8 +1,7 @@
 // A ring of stages in shared memory between a warp that fills them with the copy engine and
-// warpgroups that read them; and how results reach device memory.
+// warpgroups that read them.
 #pragma once
 
-#include "numerics/formats.h"
 #include "ops/cuda/ptx.cuh"
 #include "tensor/cuda_check.h"
 
@@ -21,12 +20,13 @@ struct RingPosition {
   }
 };
 
-inline constexpr int kRingSlack = 2048;  // for alignment to 1024 bytes and the barriers
+inline constexpr int kRingBarriers = 1024;               // bytes behind the stages
+inline constexpr int kRingSlack = 1024 + kRingBarriers;  // with alignment to 1024 bytes
 
 template <int kStages, int kStageBytes>
 class Ring {
  public:
-  static_assert(kStageBytes % 1024 == 0 && 16 * kStages <= 1024);
+  static_assert(kStageBytes % 1024 == 0 && 16 * kStages + 64 <= kRingBarriers);
   using Position = RingPosition<kStages>;
 
   __device__ explicit Ring(const void* shared)
@@ -43,9 +43,16 @@ class Ring {
     }
     __syncthreads();
   }
-  __device__ std::uint32_t stage(const Position& at) const {
-    return stages_ + static_cast<std::uint32_t>(at.stage * kStageBytes);
+  __device__ std::uint32_t stage(int index) const {
+    return stages_ + static_cast<std::uint32_t>(index * kStageBytes);
   }
+  __device__ std::uint32_t stage(const Position& at) const { return stage(at.stage); }
+  // The address of one more barrier, for the kernel's own use; initialise it before init().
+  __device__ std::uint32_t own_barrier(int i) const {
+    return barriers_ + static_cast<std::uint32_t>(8 * (2 * kStages + i));
+  }
+  // Shared memory behind the ring's own, 1024-aligned.
+  __device__ std::uint32_t end() const { return barriers_ + kRingBarriers; }
   // One thread: waits until the stage is free and says how many bytes will come; returns the
   // barrier to load with.
   __device__ std::uint32_t start_fill(const Position& at, std::uint32_t bytes) const {
@@ -54,10 +61,13 @@ class Ring {
     return full(at.stage);
   }
   __device__ void wait_full(const Position& at) const { mbarrier_wait(full(at.stage), at.parity); }
-  // The stage before `at` is read no more by this warp.
-  __device__ void release_before(const Position& at) const {
+  // A stage, or the one before `at`, is read no more by this warp.
+  __device__ void release(int stage) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty(at.stage == 0 ? kStages - 1 : at.stage - 1));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty(stage));
+  }
+  __device__ void release_before(const Position& at) const {
+    release(at.stage == 0 ? kStages - 1 : at.stage - 1);
   }
 
  private:
@@ -76,21 +86,6 @@ void allow_shared_memory(Kernel kernel, int bytes) {
   tensor::check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
       "shared memory of a GEMM");
-}
-
-// GEMMs store NaN as 0x7FC00000.
-__device__ __forceinline__ float canonical(float x) {
-  return numerics::is_nan(x) ? numerics::bits_float(0x7FC00000u) : x;
-}
-__device__ __forceinline__ void store_pair(float* to, float low, float high) {
-  *reinterpret_cast<float2*>(to) = make_float2(canonical(low), canonical(high));
-}
-__device__ __forceinline__ void store_pair(numerics::Bf16* to, float low, float high) {
-  *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(low, high);
-}
-__device__ __forceinline__ void store_one(float* to, float x) { *to = canonical(x); }
-__device__ __forceinline__ void store_one(numerics::Bf16* to, float x) {
-  *to = numerics::to_bf16(x);
 }
 
 }  // namespace lockstep::ops::cuda

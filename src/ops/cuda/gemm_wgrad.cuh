@@ -1,9 +1,11 @@
-// What the weight gradients share: a tile of 128 rows and 128 columns of one expert's d[n, k], two
-// warpgroups of 64 rows each, and how it is added to d. d's old values are asked for before the
-// tile is computed and used after it.
+// What the weight gradients share: tiles of one expert's d[n, k], computed by warpgroups of 64 rows
+// each, and how they reach d. A warp of its own brings d's old values to
+// shared memory while the tile is computed, and takes the sums away while the next one is.
 #pragma once
 
 #include "ops/cuda/gemm_ring.cuh"
+#include "ops/cuda/gemm_store.cuh"
+#include "ops/cuda/tensor_map.h"
 #include "ops/cuda/wgmma.cuh"
 
 namespace lockstep::ops::cuda {
@@ -14,64 +16,116 @@ struct WeightGradient {
   int experts, M, N, K;
 };
 
-inline constexpr int kWgradTile = 128;
-inline constexpr int kWgradThreads = 384;
-
 struct WgradPlace {
   int expert, row, column;  // of d
 };
-// Tiles expert by expert, in bands of 1024 rows, so that tiles at work at one time share operands.
-__device__ __forceinline__ WgradPlace wgrad_place(const WeightGradient& x, int tile) {
-  constexpr int kBand = 1024 / kWgradTile;
-  const int row_tiles = (x.N + kWgradTile - 1) / kWgradTile;
-  const int column_tiles = (x.K + kWgradTile - 1) / kWgradTile;
-  const int expert = tile / (row_tiles * column_tiles);
-  const int local = tile - expert * row_tiles * column_tiles;
-  const int band = local / (kBand * column_tiles);
-  const int height = min(kBand, row_tiles - band * kBand);
-  const int rest = local - band * kBand * column_tiles;
-  return {expert, (band * kBand + rest % height) * kWgradTile, rest / height * kWgradTile};
-}
-__host__ __device__ inline int wgrad_tiles(const WeightGradient& x) {
-  return x.experts * ((x.N + kWgradTile - 1) / kWgradTile) * ((x.K + kWgradTile - 1) / kWgradTile);
-}
 
-// f(i, address) for the pairs i = 0..31 of this thread's 64 values that lie inside d: i = 2 j + h
-// is registers 4 j + 2 h and the next one.
-template <typename Function>
-__device__ __forceinline__ void for_each_pair(const WeightGradient& x, const WgradPlace& place,
-                                              Function f) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = place.row + thread / 32 * 16 + lane / 4 + 8 * h;
-    const int column = place.column + 2 * (lane % 4);
-    float* at = x.d_ENK + (static_cast<std::int64_t>(place.expert) * x.N + row) * x.K + column;
-#pragma unroll
-    for (int j = 0; j < kWgradTile / 8; ++j)
-      if (row < x.N && column + 8 * j < x.K) f(2 * j + h, at + 8 * j);
+template <int kWarpgroupsOfTile, int kColumnsOfTile>
+struct WgradTile {
+  static constexpr int kWarpgroups = kWarpgroupsOfTile;  // that multiply, 64 rows each
+  static constexpr int kRows = 64 * kWarpgroups, kColumns = kColumnsOfTile;
+  static constexpr int kThreads = 128 * (kWarpgroups + 1);
+  static constexpr int kRegisters = kWarpgroups == 2 ? 232 : 160;
+  static constexpr int kOtherRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kValues = kColumns / 2;  // of a thread
+  // A warpgroup's results in shared memory.
+  static constexpr int kBoxes = kColumns / kStoreBoxColumns<float>;
+  static constexpr int kBoxBytes = kBoxes * kStoreBoxBytes;
+  static constexpr int kShared = kRingSlack + kWarpgroups * kBoxBytes;  // beside the stages
+
+  __host__ __device__ static int count(const WeightGradient& x) {
+    return x.experts * ((x.N + kRows - 1) / kRows) * ((x.K + kColumns - 1) / kColumns);
+  }
+  // Tiles expert by expert, in bands of 1024 rows, so that tiles at work at one time share
+  // operands.
+  __device__ static WgradPlace place(const WeightGradient& x, int tile) {
+    constexpr int kBand = 1024 / kRows;
+    const int row_tiles = (x.N + kRows - 1) / kRows;
+    const int column_tiles = (x.K + kColumns - 1) / kColumns;
+    const int expert = tile / (row_tiles * column_tiles);
+    const int local = tile - expert * row_tiles * column_tiles;
+    const int band = local / (kBand * column_tiles);
+    const int height = min(kBand, row_tiles - band * kBand);
+    const int rest = local - band * kBand * column_tiles;
+    return {expert, (band * kBand + rest % height) * kRows, rest / height * kColumns};
+  }
+};
+
+// The boxes of one warpgroup and their two barriers: `ready`, the old values are there (or the
+// boxes are free), and `done`, the results are.
+struct WgradBoxes {
+  std::uint32_t memory, ready, done;
+  template <typename Tile, typename AnyRing>
+  __device__ static WgradBoxes of(const AnyRing& ring, int warpgroup) {
+    return {ring.end() + static_cast<std::uint32_t>(warpgroup * Tile::kBoxBytes),
+            ring.own_barrier(2 * warpgroup), ring.own_barrier(2 * warpgroup + 1)};
+  }
+  __device__ void init() const {
+    mbarrier_init(ready, 1);
+    mbarrier_init(done, 4);
+  }
+};
+
+// The warp that moves the results of warpgroup `warpgroup`; one thread.
+template <typename Tile, bool kAccumulate>
+__device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
+                             const WgradBoxes& boxes, int warpgroup) {
+  std::uint32_t parity = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < Tile::count(x);
+       tile += static_cast<int>(gridDim.x), parity ^= 1) {
+    const WgradPlace place = Tile::place(x, tile);
+    const auto box = [&](int b) {
+      return boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes);
+    };
+    const auto column = [&](int b) { return place.column + b * kStoreBoxColumns<float>; };
+    const int row = place.row + warpgroup * kStoreBoxRows;
+    if constexpr (kAccumulate) {
+      mbarrier_arrive_expect(boxes.ready, Tile::kBoxBytes);
+      for (int b = 0; b < Tile::kBoxes; ++b)
+        tma_load_3d(box(b), d_map, boxes.ready, column(b), row, place.expert, L2Hint::kEvictFirst);
+    } else {
+      mbarrier_arrive(boxes.ready);
+    }
+    mbarrier_wait(boxes.done, parity);
+    for (int b = 0; b < Tile::kBoxes; ++b)
+      tma_store_3d(d_map, box(b), column(b), row, place.expert);
+    tma_store_commit();
+    tma_store_wait_read<0>();
   }
 }
 
-template <bool kAccumulate>
-__device__ __forceinline__ void load_old(const WeightGradient& x, const WgradPlace& place,
-                                         float2 (&old)[32]) {
-  if constexpr (kAccumulate)
-    for_each_pair(x, place, [&](int i, const float* from) {
-      old[i] = __ldcs(reinterpret_cast<const float2*>(from));
-    });
+// A warpgroup's results to its boxes: old + acc or acc.
+template <typename Tile, bool kAccumulate>
+__device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint32_t parity,
+                                             const float (&acc)[Tile::kValues]) {
+  mbarrier_wait(boxes.ready, parity);
+#pragma unroll
+  for (int b = 0; b < Tile::kBoxes; ++b)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const std::uint32_t at = place_in_box<float>(
+            boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes), h, j);
+        const int i = 4 * (4 * b + j) + 2 * h;
+        if constexpr (kAccumulate) {
+          const float2 old = take_pair(at);
+          put_pair(at, old.x + acc[i], old.y + acc[i + 1], 0.0f);
+        } else {
+          put_pair(at, acc[i], acc[i + 1], 0.0f);
+        }
+      }
+  fence_async_shared();
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(boxes.done);
 }
-template <bool kAccumulate>
-__device__ __forceinline__ void write_new(const WeightGradient& x, const WgradPlace& place,
-                                          const float2 (&old)[32], const float (&acc)[64]) {
-  for_each_pair(x, place, [&](int i, float* to) {
-    float low = acc[2 * i], high = acc[2 * i + 1];
-    if constexpr (kAccumulate) {
-      low = old[i].x + low;
-      high = old[i].y + high;
-    }
-    __stcs(reinterpret_cast<float2*>(to), make_float2(canonical(low), canonical(high)));
-  });
+
+inline CUtensorMap wgrad_output_map(const WeightGradient& x) {
+  return tensor_map(x.d_ENK, tensor::DType::kFp32,
+                    {{x.K, 4, kStoreBoxColumns<float>},
+                     {x.N, std::int64_t{x.K} * 4, kStoreBoxRows},
+                     {x.experts, std::int64_t{x.N} * x.K * 4, 1}},
+                    CU_TENSOR_MAP_SWIZZLE_128B, "output of a weight gradient");
 }
 
 }  // namespace lockstep::ops::cuda

@@ -3,9 +3,9 @@
 // made zero in shared memory.
 #include <algorithm>
 
-#include "ops/cuda/gemm_bf16.h"
 #include "ops/cuda/gemm_plain.h"
 #include "ops/cuda/gemm_wgrad.cuh"
+#include "ops/cuda/gemm_wgrad.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/tensor_map.h"
 
@@ -15,78 +15,99 @@ namespace {
 using numerics::Bf16;
 using tensor::DType;
 
-constexpr int kDepth = 64;              // rows a stage
-constexpr int kSlab = kDepth * 128;     // [rows, 64 columns] of an operand
-constexpr int kStageBytes = 4 * kSlab;  // two slabs of dy, two of x
-constexpr int kStages = 6;
-constexpr int kShared = kStages * kStageBytes + kRingSlack;
+constexpr int kDepth = 64;           // rows a stage
+constexpr int kSlab = kDepth * 128;  // [rows, 64 columns] of an operand
 
-// Rows [begin, end) of the stage's slabs to zero; both warpgroups.
+// A stage: slabs of dy, then those of x.
+template <int kWarpgroups, int kColumns>
+struct Bf16WgradTile : WgradTile<kWarpgroups, kColumns> {
+  using Base = WgradTile<kWarpgroups, kColumns>;
+  static constexpr int kSlabs = kWarpgroups + kColumns / 64;
+  static constexpr int kStageBytes = kSlabs * kSlab;
+  static constexpr int kStages = (232448 - Base::kShared) / kStageBytes;
+  static constexpr int kAllShared = kStages * kStageBytes + Base::kShared;
+};
+
+// Rows [begin, end) of the stage's slabs to zero; all warpgroups that multiply.
+template <typename Tile>
 __device__ void clear_rows(std::uint32_t stage, int begin, int end) {
-  const int units = (end - begin) * 32;  // of 16 bytes
-  for (int u = static_cast<int>(threadIdx.x); u < units; u += 256) {
-    const std::uint32_t to = stage + static_cast<std::uint32_t>(
-                                         u % 4 * kSlab + (begin + u / 32) * 128 + u % 32 / 4 * 16);
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
-  }
+  const int units = (end - begin) * 8;  // of 16 bytes, in each slab
+  for (int u = static_cast<int>(threadIdx.x); u < units; u += 128 * Tile::kWarpgroups)
+    for (int slab = 0; slab < Tile::kSlabs; ++slab)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
+                       stage + static_cast<std::uint32_t>(slab * kSlab + begin * 128 + u * 16)),
+                   "r"(0)
+                   : "memory");
   fence_async_shared();
-  named_sync(1, 256);
+  named_sync(1, 128 * Tile::kWarpgroups);
 }
 
-template <bool kAccumulate>
-__global__ void __launch_bounds__(kWgradThreads, 1)
+template <typename Tile, bool kAccumulate>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     bf16_wgrad_kernel(const __grid_constant__ CUtensorMap dy_map,
-                      const __grid_constant__ CUtensorMap x_map, const WeightGradient x) {
+                      const __grid_constant__ CUtensorMap x_map,
+                      const __grid_constant__ CUtensorMap d_map, const WeightGradient x) {
   extern __shared__ unsigned char shared[];
-  const Ring<kStages, kStageBytes> ring(shared);
-  ring.init(8);
+  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
+  }
+  ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const int tiles = wgrad_tiles(x);
-  RingPosition<kStages> at;
+  const int tiles = Tile::count(x);
+  RingPosition<Tile::kStages> at;
 
-  if (warpgroup == 2) {
-    give_registers<40>();
-    if (threadIdx.x / 32 != 8 || !elect_one()) return;
+  if (warpgroup == Tile::kWarpgroups) {
+    give_registers<Tile::kOtherRegisters>();
+    const int warp = static_cast<int>(threadIdx.x) / 32 - 4 * Tile::kWarpgroups;
+    if (!elect_one()) return;
+    if (warp > Tile::kWarpgroups) return;
+    if (warp > 0)
+      return move_results<Tile, kAccumulate>(x, &d_map, WgradBoxes::of<Tile>(ring, warp - 1),
+                                             warp - 1);
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
-      const WgradPlace place = wgrad_place(x, tile);
+      const WgradPlace place = Tile::place(x, tile);
       const int first = x.offsets_E1 == nullptr ? 0 : x.offsets_E1[place.expert];
       const int last = x.offsets_E1 == nullptr ? x.M : x.offsets_E1[place.expert + 1];
       for (int row = first; row < last; row += kDepth, at.advance()) {
-        const std::uint32_t barrier = ring.start_fill(at, kStageBytes), to = ring.stage(at);
-        for (int slab = 0; slab < 2; ++slab) {
-          tma_load_2d(to + static_cast<std::uint32_t>(slab * kSlab), &dy_map, barrier,
-                      place.row + slab * 64, row);
-          tma_load_2d(to + static_cast<std::uint32_t>((2 + slab) * kSlab), &x_map, barrier,
-                      place.column + slab * 64, row);
-        }
+        const std::uint32_t barrier = ring.start_fill(at, Tile::kStageBytes), to = ring.stage(at);
+        for (int slab = 0; slab < Tile::kSlabs; ++slab)
+          tma_load_2d(to + static_cast<std::uint32_t>(slab * kSlab),
+                      slab < Tile::kWarpgroups ? &dy_map : &x_map, barrier,
+                      slab < Tile::kWarpgroups ? place.row + slab * 64
+                                               : place.column + (slab - Tile::kWarpgroups) * 64,
+                      row);
       }
     }
     return;
   }
 
-  take_registers<232>();
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
-    const WgradPlace place = wgrad_place(x, tile);
+  take_registers<Tile::kRegisters>();
+  const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
+  std::uint32_t parity = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+       tile += static_cast<int>(gridDim.x), parity ^= 1) {
+    const WgradPlace place = Tile::place(x, tile);
     const int rows =
         x.offsets_E1 == nullptr ? x.M : x.offsets_E1[place.expert + 1] - x.offsets_E1[place.expert];
-    float2 old[32];
-    load_old<kAccumulate>(x, place, old);
-    float acc[64];
+    float acc[Tile::kValues];
 #pragma unroll
     for (float& c : acc) c = 0.0f;
     for (int row = 0; row < rows; row += kDepth, at.advance()) {
       ring.wait_full(at);
       const std::uint32_t stage = ring.stage(at);
       const std::uint32_t dy = stage + static_cast<std::uint32_t>(warpgroup * kSlab);
-      if (rows - row < kDepth) clear_rows(stage, rows - row, kDepth);
+      if (rows - row < kDepth) clear_rows<Tile>(stage, rows - row, kDepth);
       keep_registers(acc);
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kDepth / 16; ++step)
         wgmma_bf16<Major::kMn, Major::kMn>(
             acc, operand_128b(dy + static_cast<std::uint32_t>(step * 2048), 1024, kSlab),
-            operand_128b(stage + 2 * kSlab + static_cast<std::uint32_t>(step * 2048), 1024, kSlab),
+            operand_128b(
+                stage + Tile::kWarpgroups * kSlab + static_cast<std::uint32_t>(step * 2048), 1024,
+                kSlab),
             true);
       wgmma_commit();
       keep_registers(acc);
@@ -96,30 +117,38 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
     wgmma_wait<0>();
     keep_registers(acc);
     if (rows > 0) ring.release_before(at);
-    write_new<kAccumulate>(x, place, old, acc);
+    give_results<Tile, kAccumulate>(boxes, parity, acc);
   }
 }
 
-template <bool kAccumulate>
+template <typename Tile, bool kAccumulate>
 void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
             const WeightGradient& x) {
   const auto map = [&](const TensorView& t, std::int64_t columns) {
     return tensor_map(t.data, DType::kBf16, {{columns, 2, 64}, {x.M, columns * 2, kDepth}},
                       CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
   };
-  const auto kernel = bf16_wgrad_kernel<kAccumulate>;
-  allow_shared_memory(kernel, kShared);
-  const auto blocks = static_cast<unsigned>(std::min(wgrad_tiles(x), kMultiprocessors));
-  kernel<<<blocks, kWgradThreads, kShared, stream_of(ctx)>>>(map(dy_MN, x.N), map(x_MK, x.K), x);
+  const auto kernel = bf16_wgrad_kernel<Tile, kAccumulate>;
+  allow_shared_memory(kernel, Tile::kAllShared);
+  const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
+  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
+      map(dy_MN, x.N), map(x_MK, x.K), wgrad_output_map(x), x);
   LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
+}
+
+template <typename Tile>
+void launch_tile(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
+                 bool accumulate, const WeightGradient& x) {
+  accumulate ? launch<Tile, true>(ctx, dy_MN, x_MK, x) : launch<Tile, false>(ctx, dy_MN, x_MK, x);
 }
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 }  // namespace
 
-void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
+void bf16_weight_gradient(const Context& ctx, WgradPlan plan, const TensorView& dy_MN,
+                          const TensorView& x_MK, const TensorView& offsets_E1, bool accumulate,
+                          const TensorView& d_ENK) {
   const std::int64_t M = dy_MN.dim(0), E = d_ENK.dim(0), N = d_ENK.dim(1), K = d_ENK.dim(2);
   if (E == 0 || N == 0 || K == 0) return;
   const std::int32_t* offsets = offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr;
@@ -135,7 +164,19 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
                          static_cast<int>(M),
                          static_cast<int>(N),
                          static_cast<int>(K)};
-  accumulate ? launch<true>(ctx, dy_MN, x_MK, x) : launch<false>(ctx, dy_MN, x_MK, x);
+  switch (plan) {
+    case WgradPlan::k128x128:
+      return launch_tile<Bf16WgradTile<2, 128>>(ctx, dy_MN, x_MK, accumulate, x);
+    case WgradPlan::k128x192:
+      return launch_tile<Bf16WgradTile<2, 192>>(ctx, dy_MN, x_MK, accumulate, x);
+    case WgradPlan::k192x128:
+      return launch_tile<Bf16WgradTile<3, 128>>(ctx, dy_MN, x_MK, accumulate, x);
+  }
+}
+
+void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
+  bf16_weight_gradient(ctx, WgradPlan::k128x128, dy_MN, x_MK, offsets_E1, accumulate, d_ENK);
 }
 
 }  // namespace lockstep::ops::cuda

@@ -7,8 +7,11 @@ namespace {
 constexpr int kHeads = 4;  // of one token that a group of lanes takes together
 constexpr int kWarps = 8;
 
-// `lanes` (a power of two) hold a head, a chunk each. Idle lanes keep the sums' order: they add +0.
-__global__ void __launch_bounds__(32 * kWarps) head_chunks_kernel(Heads a, int lanes, float turn) {
+// inverse_K: 1 / K where that is exact (a power of two: then the product has the quotient's bits),
+// or 0. `lanes` (a power of two) hold a head, a chunk each. Idle lanes keep the sums' order: they
+// add +0.
+__global__ void __launch_bounds__(32 * kWarps)
+    head_chunks_kernel(Heads a, int lanes, float turn, float inverse_K) {
   const int lane = threadIdx.x % 32, q = lane % lanes, chunks = a.K / 8;
   const int head_groups = (a.H + kHeads - 1) / kHeads;
   const std::int64_t items = a.T * head_groups;
@@ -23,9 +26,10 @@ __global__ void __launch_bounds__(32 * kWarps) head_chunks_kernel(Heads a, int l
   for (int i = 0; i < kHeads; ++i)
     if (active && j0 + i < a.H)
       raw[i] = *reinterpret_cast<const uint4*>(a.x + t * a.x_stride + (j0 + i) * a.K + q * 8);
-  float scale[8], c[8], s[8];
+  uint4 w = {};
+  float c[8], s[8];
   int partner = lane;
-  if (a.w != nullptr && active) unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + q), scale);
+  if (a.w != nullptr && active) w = __ldg(reinterpret_cast<const uint4*>(a.w) + q);
   if (a.cos != nullptr) {
     const int half = chunks / 2, pair = q < half ? q : q - half;
     partner = lane - q + (q < half ? q + half : pair);
@@ -54,8 +58,11 @@ __global__ void __launch_bounds__(32 * kWarps) head_chunks_kernel(Heads a, int l
 #pragma unroll
       for (int d = 16; d >= 1; d /= 2)
         if (d < lanes) sum = sum + __shfl_xor_sync(kFullWarp, sum, d);
-      const float rstd = reciprocal_rms(sum, a.K, a.eps);
+      const float mean = inverse_K != 0.0f ? sum * inverse_K : sum / static_cast<float>(a.K);
+      const float rstd = 1.0f / sqrtf(mean + a.eps);
       if (present && q == 0) a.rstd[t * a.H + j0 + i] = rstd;
+      float scale[8];
+      unpack(w, scale);
 #pragma unroll
       for (int k = 0; k < 8; ++k) y[k] = (y[k] * rstd) * scale[k];
     }
@@ -79,11 +86,12 @@ bool head_in_chunks(const Heads& a) {
 }
 
 void launch_head_chunks(const Heads& a, float turn, cudaStream_t stream) {
+  const float inverse_K = (a.K & (a.K - 1)) == 0 ? 1.0f / static_cast<float>(a.K) : 0.0f;
   int lanes = 1;
   while (lanes * 8 < a.K) lanes *= 2;
   const std::int64_t items = a.T * ((a.H + kHeads - 1) / kHeads);
   const unsigned blocks = blocks_for(items, std::int64_t{kWarps} * (32 / lanes));
-  head_chunks_kernel<<<blocks, 32 * kWarps, 0, stream>>>(a, lanes, turn);
+  head_chunks_kernel<<<blocks, 32 * kWarps, 0, stream>>>(a, lanes, turn, inverse_K);
   LOCKSTEP_CUDA_LAUNCHED("head_norm_rope");
 }
 

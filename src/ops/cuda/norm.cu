@@ -16,7 +16,7 @@ struct RmsNorm {
 };
 
 template <int kChunks, int kWarps>
-__global__ void __launch_bounds__(128) rms_norm_kernel(RmsNorm a) {
+__global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) rms_norm_kernel(RmsNorm a) {
   const Row r = my_row<kWarps>(a.D);
   if (r.t >= a.T) return;
   const std::int64_t base = r.t * (a.D / 8);
@@ -120,11 +120,11 @@ void rms_norm(const Context& ctx, const TensorView& x_TD, const TensorView& delt
   else if (a.D <= 512)
     launch_rows<1>(a, rms_norm_kernel<2, 1>, stream);
   else if (a.D <= 2048)
-    launch_rows<1>(a, rms_norm_kernel<8, 1>, stream);
+    launch_rows<2>(a, rms_norm_kernel<4, 2>, stream);
   else if (a.D <= 4096)
-    launch_rows<2>(a, rms_norm_kernel<8, 2>, stream);
+    launch_rows<4>(a, rms_norm_kernel<4, 4>, stream);
   else
-    launch_rows<4>(a, rms_norm_kernel<8, 4>, stream);
+    launch_rows<8>(a, rms_norm_kernel<4, 8>, stream);
   LOCKSTEP_CUDA_LAUNCHED("rms_norm");
 }
 

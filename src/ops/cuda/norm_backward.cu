@@ -14,58 +14,129 @@ struct RmsNormBackward {
   Bf16* dx;
 };
 
-template <int kChunks, int kWarps>
-__global__ void __launch_bounds__(128) rms_norm_backward_kernel(RmsNormBackward a) {
-  const Row r = my_row<kWarps>(a.D);
-  if (r.t >= a.T) return;
-  const std::int64_t base = r.t * (a.D / 8);
-  const auto* dh = reinterpret_cast<const uint4*>(a.dh) + base;
-  const auto* x = reinterpret_cast<const uint4*>(a.x) + base;
-  const auto* residual = reinterpret_cast<const uint4*>(a.residual) + base;
-  auto* dx = reinterpret_cast<uint4*>(a.dx) + base;
-  const auto* w = reinterpret_cast<const uint4*>(a.w);
-  const float rstd = a.rstd[r.t];
-
-  uint4 dh_row[kChunks], x_row[kChunks], residual_row[kChunks];
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i)
-    if (r.chunk + 32 * i < r.end) {
-      dh_row[i] = dh[r.chunk + 32 * i];
-      x_row[i] = x[r.chunk + 32 * i];
-      if (a.residual != nullptr) residual_row[i] = residual[r.chunk + 32 * i];
-    }
-  const float sum = row_sum<kWarps>([&](float acc) {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i)
-      if (r.chunk + 32 * i < r.end) {
-        float g[8], v[8], scale[8];
-        unpack(dh_row[i], g);
-        unpack(x_row[i], v);
-        unpack(__ldg(w + r.chunk + 32 * i), scale);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) acc = numerics::fma(g[k] * scale[k], v[k], acc);
-      }
-    return acc;
-  });
-  const float factor = backward_factor(sum, rstd, a.D);
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i)
-    if (r.chunk + 32 * i < r.end) {
-      float g[8], v[8], scale[8];
-      unpack(dh_row[i], g);
-      unpack(x_row[i], v);
-      unpack(__ldg(w + r.chunk + 32 * i), scale);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) g[k] = numerics::fma(-v[k], factor, rstd * (g[k] * scale[k]));
-      if (a.residual != nullptr) {
-        unpack(residual_row[i], v);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) g[k] = g[k] + v[k];
-      }
-      dx[r.chunk + 32 * i] = pack(g);
-    }
+// Brings rows to the L2 cache; one thread. `bytes` is a multiple of 16.
+__device__ void prefetch(const void* from, std::int64_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+               "r"(static_cast<std::uint32_t>(bytes)));
 }
 
+// A block of 128 rows, read once: d_w needs the rows in order, d_x each row's sum over all columns.
+// A warp holds 256 columns, a chunk a lane, and a lane's accumulator of the sum goes from warp to
+// warp, a step each: in step s warp w adds its chunk of rows group s - w, and all warps finish the
+// rows of group s - warps, whose sums are complete. A group is kRows rows.
+template <int kRows, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_backward_kernel(RmsNormBackward a, float* partial_BD) {
+  extern __shared__ float mail[];  // [2][warps][kRows][32]
+  const int warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32), chunks = static_cast<int>(a.D / 8);
+  const bool present = static_cast<int>(threadIdx.x) < chunks;
+  const std::int64_t begin = std::int64_t{blockIdx.x} * numerics::kRowBlock;
+  const int rows = static_cast<int>(min(std::int64_t{numerics::kRowBlock}, a.T - begin));
+  const int groups = (rows + kRows - 1) / kRows;
+  const std::int64_t base = begin * chunks + threadIdx.x;
+  const auto* dh = reinterpret_cast<const uint4*>(a.dh) + base;
+  const auto* x = reinterpret_cast<const uint4*>(a.x) + base;
+  const auto* residual =
+      a.residual != nullptr ? reinterpret_cast<const uint4*>(a.residual) + base : nullptr;
+  auto* dx = reinterpret_cast<uint4*>(a.dx) + base;
+  const uint4 w = present ? __ldg(reinterpret_cast<const uint4*>(a.w) + threadIdx.x) : uint4{};
+
+  struct Values {
+    uint4 dh, x, residual;
+    float rstd;
+  };
+  const auto here = [&](int group, int i) {
+    return group >= 0 && group * kRows + i < rows;  // the same for a warp
+  };
+  Values adding[kRows], ending[kRows];
+  const auto load_adding = [&](int group) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (here(group, i) && present) {
+        const std::int64_t at = std::int64_t{group * kRows + i} * chunks;
+        adding[i].dh = __ldg(dh + at);
+        adding[i].x = __ldg(x + at);
+      }
+  };
+  const auto load_ending = [&](int group) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (here(group, i) && present) {
+        const std::int64_t at = std::int64_t{group * kRows + i} * chunks;
+        ending[i].dh = __ldg(dh + at);
+        ending[i].x = __ldg(x + at);
+        if (residual != nullptr) ending[i].residual = residual[at];
+        ending[i].rstd = __ldg(a.rstd + begin + group * kRows + i);
+      }
+  };
+
+  // Rows [kRows * group, ...) of all that is read, some steps before warp 0 needs them.
+  constexpr int kAhead = 4;
+  const auto prefetch_group = [&](int group) {
+    const int first = group * kRows, count = min(kRows, rows - first);
+    if (threadIdx.x != 0 || count <= 0) return;
+    const std::int64_t at = (begin + first) * a.D, bytes = std::int64_t{count} * a.D * 2;
+    prefetch(a.dh + at, bytes);
+    prefetch(a.x + at, bytes);
+    if (residual != nullptr) prefetch(a.residual + at, bytes);
+  };
+
+  float column[8] = {};
+  for (int group = 1; group < kAhead; ++group) prefetch_group(group);
+  load_adding(-warp);
+  for (int s = 0; s < groups + warps; ++s) {
+    prefetch_group(s + kAhead);
+    const float* from = mail + (s + 1) % 2 * warps * kRows * 32 + lane;
+    float* to = mail + s % 2 * warps * kRows * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (here(s - warp, i)) {
+        float acc = warp == 0 ? 0.0f : from[((warp - 1) * kRows + i) * 32];
+        if (present) {
+          float g[8], v[8], scale[8];
+          unpack(adding[i].dh, g);
+          unpack(adding[i].x, v);
+          unpack(w, scale);
+#pragma unroll
+          for (int k = 0; k < 8; ++k) acc = numerics::fma(g[k] * scale[k], v[k], acc);
+        }
+        to[(warp * kRows + i) * 32] = acc;
+      }
+    load_adding(s + 1 - warp);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (here(s - warps, i)) {
+        const float sum = butterfly_sum(from[((warps - 1) * kRows + i) * 32]);
+        if (!present) continue;
+        const float rstd = ending[i].rstd, factor = backward_factor(sum, rstd, a.D);
+        float g[8], v[8], scale[8];
+        unpack(ending[i].dh, g);
+        unpack(ending[i].x, v);
+        unpack(w, scale);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          column[k] = numerics::fma(g[k], v[k] * rstd, column[k]);
+          g[k] = numerics::fma(-v[k], factor, rstd * (g[k] * scale[k]));
+        }
+        if (residual != nullptr) {
+          unpack(ending[i].residual, v);
+#pragma unroll
+          for (int k = 0; k < 8; ++k) g[k] = g[k] + v[k];
+        }
+        dx[std::int64_t{(s - warps) * kRows + i} * chunks] = pack(g);
+      }
+    load_ending(s + 1 - warps);
+    __syncthreads();
+  }
+  if (!present) return;
+  auto* out =
+      reinterpret_cast<float4*>(partial_BD + std::int64_t{blockIdx.x} * a.D) + 2 * threadIdx.x;
+  out[0] = {column[0], column[1], column[2], column[3]};
+  out[1] = {column[4], column[5], column[6], column[7]};
+}
+
+// Any width and alignment: a warp a row, value by value.
 __global__ void rms_norm_backward_any_kernel(RmsNormBackward a) {
   const std::int64_t t = blockIdx.x;
   const Bf16* dh = a.dh + t * a.D;
@@ -85,45 +156,17 @@ __global__ void rms_norm_backward_any_kernel(RmsNormBackward a) {
   }
 }
 
-// A block of 128 rows of d_w: a thread walks them for kColumns neighbouring columns.
-template <int kColumns>
-__global__ void row_block_kernel(RmsNormBackward a, float* partial_BD) {
-  constexpr int kRows = 8;  // in flight
-  const std::int64_t d = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kColumns;
+// The same for d_w: a thread a column of a block of 128 rows.
+__global__ void row_block_any_kernel(RmsNormBackward a, float* partial_BD) {
+  const std::int64_t d = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (d >= a.D) return;
   const std::int64_t begin = std::int64_t{blockIdx.y} * numerics::kRowBlock;
-  const std::int64_t end = min(begin + numerics::kRowBlock, a.T);
-  float acc[kColumns] = {};
-  for (std::int64_t t0 = begin; t0 < end; t0 += kRows) {
-    uint2 dh[kRows], x[kRows];
-    float rstd[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (t0 + r >= end) continue;
-      const std::int64_t at = (t0 + r) * a.D + d;
-      if constexpr (kColumns == 4) {
-        dh[r] = *reinterpret_cast<const uint2*>(a.dh + at);
-        x[r] = *reinterpret_cast<const uint2*>(a.x + at);
-      } else {
-        dh[r] = {a.dh[at].bits, 0};
-        x[r] = {a.x[at].bits, 0};
-      }
-      rstd[r] = a.rstd[t0 + r];
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (t0 + r >= end) continue;
-      float g[4], v[4];
-      unpack_pair(dh[r].x, g[0], g[1]);
-      unpack_pair(dh[r].y, g[2], g[3]);
-      unpack_pair(x[r].x, v[0], v[1]);
-      unpack_pair(x[r].y, v[2], v[3]);
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) acc[k] = numerics::fma(g[k], v[k] * rstd[r], acc[k]);
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) partial_BD[blockIdx.y * a.D + d + k] = acc[k];
+  float acc = 0.0f;
+#pragma unroll 8
+  for (std::int64_t t = begin; t < min(begin + numerics::kRowBlock, a.T); ++t)
+    acc = numerics::fma(numerics::to_float(a.dh[t * a.D + d]),
+                        numerics::to_float(a.x[t * a.D + d]) * a.rstd[t], acc);
+  partial_BD[blockIdx.y * a.D + d] = acc;
 }
 
 __global__ void add_row_blocks_kernel(const float* partial_BN, std::int64_t blocks, std::int64_t n,
@@ -134,6 +177,14 @@ __global__ void add_row_blocks_kernel(const float* partial_BN, std::int64_t bloc
 #pragma unroll 32
   for (std::int64_t b = 0; b < blocks; ++b) total = total + __ldg(partial_BN + b * n + i);
   dw_N[i] = dw_N[i] + total;
+}
+
+template <int kRows, int kThreads>
+void launch_blocks(const RmsNormBackward& a, float* partial_BD, cudaStream_t stream) {
+  const int warps = static_cast<int>((a.D + 255) / 256);
+  const std::size_t shared = sizeof(float) * 2 * warps * kRows * 32;
+  rms_norm_backward_kernel<kRows, kThreads>
+      <<<blocks_for(a.T, numerics::kRowBlock), 32 * warps, shared, stream>>>(a, partial_BD);
 }
 
 }  // namespace
@@ -157,22 +208,18 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
   const tensor::ArenaScope scope(*ctx.workspace);
   float* partial = ctx.workspace->take(tensor::DType::kFp32, {blocks, a.D}).as<float>();
   if (a.T > 0) {
-    const auto rows = static_cast<unsigned>(blocks);
-    if (chunks)
-      row_block_kernel<4><<<dim3(blocks_for(a.D, 4 * 64), rows), 64, 0, stream>>>(a, partial);
-    else
-      row_block_kernel<1><<<dim3(blocks_for(a.D, 64), rows), 64, 0, stream>>>(a, partial);
-    LOCKSTEP_CUDA_LAUNCHED("rms_norm_backward: the weight's gradient");
-    if (!chunks || a.D > 8192)
+    if (!chunks || a.D > 8192) {
+      const dim3 grid(blocks_for(a.D, 64), static_cast<unsigned>(blocks));
+      row_block_any_kernel<<<grid, 64, 0, stream>>>(a, partial);
+      LOCKSTEP_CUDA_LAUNCHED("rms_norm_backward: the weight's gradient");
       rms_norm_backward_any_kernel<<<static_cast<unsigned>(a.T), 32, 0, stream>>>(a);
-    else if (a.D <= 512)
-      launch_rows<1>(a, rms_norm_backward_kernel<2, 1>, stream);
-    else if (a.D <= 2048)
-      launch_rows<1>(a, rms_norm_backward_kernel<8, 1>, stream);
-    else if (a.D <= 4096)
-      launch_rows<2>(a, rms_norm_backward_kernel<8, 2>, stream);
-    else
-      launch_rows<4>(a, rms_norm_backward_kernel<8, 4>, stream);
+    } else if (a.D <= 2048) {
+      launch_blocks<4, 256>(a, partial, stream);
+    } else if (a.D <= 4096) {
+      launch_blocks<2, 512>(a, partial, stream);
+    } else {
+      launch_blocks<1, 1024>(a, partial, stream);
+    }
     LOCKSTEP_CUDA_LAUNCHED("rms_norm_backward");
   }
   add_row_blocks(ctx, partial, blocks, a.D, dw_D.as<float>());

@@ -8,20 +8,28 @@ namespace {
 // The normalised values from x_out and rstd; written as BF16 too where h is not null.
 struct NormSource {
   using Values = Bf16x8;
-  static constexpr int kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = false;
   const Bf16 *x, *w;
   const float* rstd;
   Bf16* h;
   std::int64_t D;
 
   bool aligned() const { return aligned16(x) && aligned16(w) && aligned16(h); }
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    return x + r * D + column;
+  }
+  __device__ std::int64_t stride(int) const { return D; }
+  template <bool kVector>
+  __device__ Bf16x8 columns(std::int64_t column, int n) const {
+    return load8<kVector>(w + column, n);
+  }
   template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Bf16x8 (&out)[1][8],
-                       int i) const {
+  __device__ void combine(const Bf16x8 (&in)[1], const Bf16x8& weights, std::int64_t row,
+                          std::int64_t column, int n, Bf16x8 (&out)[1][8], int i) const {
     out[0][i] = Bf16x8{};
     if (n <= 0) return;
-    out[0][i] = normalised8(load8<kVector>(x + row * D + column, n), __ldg(rstd + row),
-                            load8<kVector>(w + column, n));
+    out[0][i] = normalised8(in[0], __ldg(rstd + row), weights);
     if (kPass != Pass::kLargest && h != nullptr)
       store8<kVector>(h + row * D + column, out[0][i], n);
   }

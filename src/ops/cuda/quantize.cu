@@ -7,22 +7,38 @@
 namespace lockstep::ops::cuda {
 namespace {
 
+#ifndef QCTAS
+#define QCTAS 3
+#endif
+#ifndef QPANEL
+#define QPANEL 24
+#endif
+inline constexpr std::int64_t kPanelBytes = std::int64_t{QPANEL} << 20;
+
 // Rows of a BF16 matrix, straight or by a table of rows.
-template <bool kGather>
+template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
-  static constexpr int kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = QCTAS;
+  static constexpr bool kGather = kTable;
   const Bf16* x;
   const std::int32_t* token;
   std::int64_t width;
 
   bool aligned() const { return aligned16(x); }
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    if constexpr (kGather) r = __ldg(token + r);
+    return x + r * width + column;
+  }
+  __device__ std::int64_t stride(int) const { return width; }
+  template <bool kVector>
+  __device__ NoColumns columns(std::int64_t, int) const {
+    return {};
+  }
   template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Bf16x8 (&out)[1][8],
-                       int i) const {
-    if constexpr (kGather)
-      if (n > 0) row = __ldg(token + row);
-    out[0][i] = load8<kVector>(x + row * width + column, n);
+  __device__ void combine(const Bf16x8 (&in)[1], const NoColumns&, std::int64_t, std::int64_t, int,
+                          Bf16x8 (&out)[1][8], int i) const {
+    out[0][i] = in[0];
   }
 };
 
@@ -47,44 +63,55 @@ struct ScaleGrid {
   std::int64_t segment_rows, block_rows, row_stride, group_stride, segment_stride;
 };
 
-__global__ void dequantize_kernel(const Fp8* codes, const float* scales, ScaleGrid grid,
-                                  std::int64_t K, std::int64_t pieces, std::int64_t total,
-                                  Bf16* out, bool vector) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total;
-       i += stride) {
-    const std::int64_t row = i / pieces, k = i % pieces * 8;
+// Two neighbouring codes; through FP16, which holds every E4M3 value.
+__device__ inline std::uint32_t decode2(std::uint32_t pair, float s) {
+  std::uint32_t half2;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(half2) : "h"(static_cast<std::uint16_t>(pair)));
+  float low, high;
+  asm("{\n\t.reg .b16 lo, hi;\n\tmov.b32 {lo, hi}, %2;\n\t"
+      "cvt.f32.f16 %0, lo;\n\tcvt.f32.f16 %1, hi;\n\t}"
+      : "=f"(low), "=f"(high)
+      : "r"(half2));
+  return pack_bf16(low * s, high * s);
+}
+
+// A CTA takes rows, its threads pieces of eight codes.
+template <bool kVector>
+__global__ void __launch_bounds__(256)
+    dequantize_kernel(const Fp8* codes, const float* scales, ScaleGrid grid, std::int64_t rows,
+                      std::int64_t K, Bf16* out) {
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t segment = row / grid.segment_rows;
     const std::int64_t in_segment = row - segment * grid.segment_rows;
-    const float s =
-        scales[segment * grid.segment_stride + in_segment / grid.block_rows * grid.row_stride +
-               k / kQuantBlock * grid.group_stride];
-    const Fp8* from = codes + row * K + k;
-    Bf16x8 x{};
-    if (vector) {
-      const uint2 w = __ldg(reinterpret_cast<const uint2*>(from));
-#pragma unroll
-      for (int c = 0; c < 8; c += 2) {
-        const std::uint32_t pair = (c < 4 ? w.x : w.y) >> (c % 4 * 8);
-        x.w[c / 2] = pack_bf16(numerics::e4m3_to_float(static_cast<Fp8>(pair & 0xFFu)) * s,
-                               numerics::e4m3_to_float(static_cast<Fp8>(pair >> 8 & 0xFFu)) * s);
+    const float* scale =
+        scales + segment * grid.segment_stride + in_segment / grid.block_rows * grid.row_stride;
+#pragma unroll 4
+    for (std::int64_t k = threadIdx.x * 8; k < K; k += 256 * 8) {
+      const float s = __ldg(scale + k / kQuantBlock * grid.group_stride);
+      const Fp8* from = codes + row * K + k;
+      if constexpr (kVector) {
+        const uint2 w = __ldg(reinterpret_cast<const uint2*>(from));
+        store8<true>(out + row * K + k,
+                     {{decode2(w.x & 0xFFFFu, s), decode2(w.x >> 16, s), decode2(w.y & 0xFFFFu, s),
+                       decode2(w.y >> 16, s)}},
+                     8);
+      } else {
+        for (int c = 0; c < 8 && k + c < K; ++c)
+          out[row * K + k + c] = numerics::to_bf16(numerics::e4m3_to_float(from[c]) * s);
       }
-      store8<true>(out + row * K + k, x, 8);
-    } else {
-      for (int c = 0; c < 8 && k + c < K; ++c)
-        out[row * K + k + c] = numerics::to_bf16(numerics::e4m3_to_float(from[c]) * s);
     }
   }
 }
 
 void dequantize(const Context& ctx, const TensorView& codes, const TensorView& scales,
                 const ScaleGrid& grid, std::int64_t rows, std::int64_t K, const TensorView& out) {
-  const std::int64_t pieces = (K + 7) / 8, total = rows * pieces;
-  if (total == 0) return;
+  if (rows * K == 0) return;
   const bool vector = K % 8 == 0 && aligned16(codes.data) && aligned16(out.data);
-  const Grid launch = elementwise_grid(total);
-  dequantize_kernel<<<launch.blocks, launch.threads, 0, stream_of(ctx)>>>(
-      codes.fp8(), scales.as<float>(), grid, K, pieces, total, out.as<Bf16>(), vector);
+  const auto blocks =
+      static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kMultiprocessors} * 32));
+  const auto kernel = vector ? dequantize_kernel<true> : dequantize_kernel<false>;
+  kernel<<<blocks, 256, 0, stream_of(ctx)>>>(codes.fp8(), scales.as<float>(), grid, rows, K,
+                                             out.as<Bf16>());
   LOCKSTEP_CUDA_LAUNCHED("dequantize");
 }
 
@@ -140,7 +167,12 @@ void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorVi
                       const Segments& segments, bool pow2, const Fp8Rows& rows,
                       const Fp8Columns* columns, QuantStats* stats) {
   const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), h_TD.dim(1)};
-  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
+  // A token is gathered by several experts: columns are walked in panels of which the table stays
+  // in the L2 cache.
+  const std::int64_t tile_bytes = std::max<std::int64_t>(1, h_TD.dim(0)) * kQuantBlock * 2;
+  const auto panel = static_cast<unsigned>(std::max<std::int64_t>(kPanelBytes / tile_bytes, 1));
+  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats,
+                  panel);
 }
 
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {

@@ -34,21 +34,24 @@ __device__ inline float value(const Bf16x8& x, int c) {
 }
 __device__ inline float value(const Float8& x, int c) { return x.v[c]; }
 
-// Values whose magnitude is not zero.
-__device__ inline int nonzero(const Bf16x8& x) {
-  int n = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) n += __popc(((x.w[i] & 0x7FFF7FFFu) + 0x7FFF7FFFu) & 0x80008000u);
-  return n;
-}
-__device__ inline int nonzero(const Float8& x) {
-  int n = 0;
-#pragma unroll
-  for (int c = 0; c < 8; ++c) n += x.v[c] != 0.0f ? 1 : 0;
-  return n;
-}
 __device__ inline int nonzero_codes(std::uint32_t four) {
   return __popc(((four & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
+}
+
+// Values that are not zero but have a code of +-0. Such codes are rare, so that one test of all
+// eight is what it costs.
+template <typename Values>
+__device__ inline int flushed(const Values& x, uint2 codes) {
+  const std::uint32_t some = ((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) &
+                             ((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u;
+  if (some == 0x80808080u) return 0;
+  int n = 0;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const std::uint32_t code = (c < 4 ? codes.x : codes.y) >> (c % 4 * 8) & 0x7Fu;
+    n += code == 0 && value(x, c) != 0.0f ? 1 : 0;
+  }
+  return n;
 }
 
 // Codes of a, b, c, d; a in the lowest byte.
@@ -212,6 +215,25 @@ __device__ inline void store_codes(Fp8* to, uint2 codes, std::int64_t n) {
       if (c < n) to[c] = static_cast<Fp8>((c < 4 ? codes.x : codes.y) >> (c % 4 * 8));
   }
 }
+
+// Sixteen tokens of a column, of which n are wanted. kVector: `to` is 16-byte aligned and n >= 16.
+template <bool kVector>
+__device__ inline void store_column_codes(Fp8* to, uint4 codes, int n) {
+  if constexpr (kVector) {
+    *reinterpret_cast<uint4*>(to) = codes;
+  } else {
+    const std::uint32_t part[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      if (i < n) to[i] = static_cast<Fp8>(part[i / 4] >> (i % 4 * 8));
+  }
+}
+
+__device__ inline Bf16x8 shared8(const uint4* at) {
+  const uint4 v = *at;
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ inline uint4 shared8(const Bf16x8& x) { return {x.w[0], x.w[1], x.w[2], x.w[3]}; }
 
 __device__ inline float scale_of(std::uint32_t amax, bool pow2) {
   return numerics::quant_scale(numerics::bits_float(amax), pow2);

@@ -19,6 +19,17 @@ std::uint32_t* take_largest(const Context& ctx, std::int64_t n);
 
 inline bool aligned16(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
+// Dynamic shared memory of this size, and the L1 cache's share for it.
+template <typename Kernel>
+void allow_shared_memory(Kernel kernel, int bytes) {
+  tensor::check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "shared memory of a kernel");
+  tensor::check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+      "shared memory of a kernel");
+}
+
 template <Pass kPass, typename Source>
 void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan, bool vector) {
   const std::int64_t tiles = plan.row_tiles * ((plan.K + kQuantBlock - 1) / kQuantBlock);
@@ -26,10 +37,14 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
   LOCKSTEP_CHECK(tiles < std::int64_t{1} << 31, "quantize: {} tiles", tiles);
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>(tiles, std::int64_t{kMultiprocessors} * Source::kCtas));
-  if (vector)
-    quantize_tiles<Source, kPass, true><<<grid, kTileThreads, 0, stream_of(ctx)>>>(source, plan);
-  else
+  if (vector) {
+    constexpr int kStage = kStageBytes<Source>;
+    const auto kernel = quantize_tiles<Source, kPass, true>;
+    allow_shared_memory(kernel, kStage);
+    kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
+  } else {
     quantize_tiles<Source, kPass, false><<<grid, kTileThreads, 0, stream_of(ctx)>>>(source, plan);
+  }
   LOCKSTEP_CUDA_LAUNCHED("quantize_tiles");
 }
 
@@ -38,9 +53,11 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
 template <typename Source>
 void quantize_source(const Context& ctx, const Source& source, std::int64_t M, std::int64_t K,
                      const Segments& segments, bool pow2, const Fp8Rows* rows,
-                     const Fp8Columns* columns, QuantStats* stats) {
+                     const Fp8Columns* columns, QuantStats* stats,
+                     unsigned panel_tiles = 1u << 15) {
   const std::int64_t width = Source::kParts * K;
   TilePlan plan;
+  plan.panel_tiles = panel_tiles;
   plan.M = M, plan.K = K, plan.pow2 = pow2, plan.stats = stats;
   plan.segment_rows = M;
   plan.row_tiles = (M + kQuantBlock - 1) / kQuantBlock;

@@ -3,13 +3,13 @@
 // eights of columns l, l + 32, l + 64 ..: the order of lane_sum (docs/numerics.md, section 3).
 #pragma once
 
-#include "ops/cuda/launch.cuh"
-#include "ops/cuda/quantize_stats.cuh"
+#include "ops/cuda/quantize_launch.cuh"
 
 namespace lockstep::ops::cuda {
 
 inline constexpr int kRowWarps = 4;
-inline constexpr int kRowBatch = 4;  // 16-byte loads that a lane has in flight from each input
+inline constexpr int kEncodeBatch = 4;  // eights of a row that a lane encodes side by side
+inline constexpr int kRowBatch = 4;     // 16-byte loads that a lane has in flight from each input
 
 struct RowPlan {
   std::int64_t M = 0, K = 0;
@@ -27,12 +27,6 @@ struct RowPlan {
 };
 
 inline std::int64_t row_memory_bytes(std::int64_t K) { return kRowWarps * ((K + 7) / 8) * 16; }
-
-__device__ inline Bf16x8 shared8(const uint4* at) {
-  const uint4 v = *at;
-  return {{v.x, v.y, v.z, v.w}};
-}
-__device__ inline uint4 shared8(const Bf16x8& x) { return {x.w[0], x.w[1], x.w[2], x.w[3]}; }
 
 __device__ inline Bf16x8 add8(const Bf16x8& a, const Bf16x8& b) {
   Bf16x8 y;
@@ -59,7 +53,7 @@ __device__ inline void encode_row8(const RowPlan& plan, const Bf16x8& h, std::in
   store_codes<kVector>(plan.codes + row * plan.K + k, codes, n);
   if (plan.stats == nullptr || n <= 0) return;
   stats.values += n < 8 ? static_cast<unsigned>(n) : 8u;
-  if (inv == inv) stats.flushed += nonzero(h) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
+  stats.flushed += flushed(h, codes);
 }
 
 template <bool kNorm, bool kVector>
@@ -108,29 +102,45 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
     }
     if (!keeps) continue;
     // From here on a lane reads only what it wrote.
-    const std::int64_t rounds = (pieces + 31) / 32;  // the warp stays together for its shuffles
-    if (kNorm) {
-      for (std::int64_t round = 0; round < rounds; ++round) {
-        const std::int64_t p = round * 32 + lane, k = p * 8;
-        Bf16x8 h{};
-        if (p < pieces) {
-          h = normalised8(shared8(&row_memory[p]), rstd, load8<kVector>(plan.w + k, K - k));
-          if (plan.h != nullptr) store8<kVector>(plan.h + row * K + k, h, K - k);
+    if constexpr (kNorm) {
+      for (std::int64_t round = 0; round * 32 < pieces; round += kEncodeBatch) {
+        const std::int64_t p0 = round * 32 + lane;
+        Bf16x8 h[kEncodeBatch];
+        std::uint32_t m[kEncodeBatch];
+#pragma unroll
+        for (int i = 0; i < kEncodeBatch; ++i) {
+          const std::int64_t k = (p0 + 32 * i) * 8;
+          h[i] = load8<kVector>(plan.w + k, K - k);
+        }
+#pragma unroll
+        for (int i = 0; i < kEncodeBatch; ++i) {
+          const std::int64_t p = p0 + 32 * i, k = p * 8;
+          h[i] = p < pieces ? normalised8(shared8(&row_memory[p]), rstd, h[i]) : Bf16x8{};
+          if (plan.h != nullptr) store8<kVector>(plan.h + row * K + k, h[i], K - k);
+          m[i] = largest(h[i]);
         }
         if (!plan.blocks) {
-          amax = max(amax, largest(h));
-          if (p < pieces) row_memory[p] = shared8(h);
+#pragma unroll
+          for (int i = 0; i < kEncodeBatch; ++i) {
+            amax = max(amax, m[i]);
+            if (p0 + 32 * i < pieces) row_memory[p0 + 32 * i] = shared8(h[i]);
+          }
           continue;
         }
-        std::uint32_t m = largest(h);
 #pragma unroll
-        for (int d = 8; d >= 1; d /= 2) m = partner_max(m, m, d);
-        const float s = scale_of(m, plan.pow2);
-        if (lane % 16 == 0 && k < K) {
-          plan.scales[k / kQuantBlock * plan.M + row] = s;
-          if (plan.stats != nullptr) stats.count_block(m);
+        for (int d = 8; d >= 1; d /= 2)
+#pragma unroll
+          for (int i = 0; i < kEncodeBatch; ++i) m[i] = partner_max(m[i], m[i], d);
+#pragma unroll
+        for (int i = 0; i < kEncodeBatch; ++i) {
+          const std::int64_t k = (p0 + 32 * i) * 8;
+          const float s = scale_of(m[i], plan.pow2);
+          if (lane % 16 == 0 && k < K) {
+            plan.scales[k / kQuantBlock * plan.M + row] = s;
+            if (plan.stats != nullptr) stats.count_block(m[i]);
+          }
+          if (k < K) encode_row8<kVector>(plan, h[i], row, k, 1.0f / s, stats);
         }
-        if (p < pieces) encode_row8<kVector>(plan, h, row, k, 1.0f / s, stats);
       }
       if (plan.blocks) continue;
     }
@@ -153,9 +163,7 @@ bool launch_rows(const Context& ctx, const RowPlan& plan, bool vector) {
   if (bytes > 160 * 1024) return false;
   if (plan.M == 0) return true;
   const auto kernel = vector ? quantize_whole_rows<kNorm, true> : quantize_whole_rows<kNorm, false>;
-  tensor::check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 160 * 1024),
-      "quantize_whole_rows");
+  allow_shared_memory(kernel, static_cast<int>(bytes));
   const std::int64_t wanted = (plan.M + kRowWarps - 1) / kRowWarps;
   const std::int64_t most = std::int64_t{kMultiprocessors} * 12;
   kernel<<<static_cast<unsigned>(std::min(wanted, most)), kRowWarps * 32,

@@ -26,7 +26,8 @@ struct TilePlan {
   const std::int32_t* offsets = nullptr;
   const std::int32_t* padded = nullptr;
   std::int64_t experts = 1, segment_rows = 0;
-  std::int64_t row_tiles = 0;  // an upper bound where there are segments
+  std::int64_t row_tiles = 0;       // an upper bound where there are segments
+  unsigned panel_tiles = 1u << 15;  // column tiles that are walked together
   bool pow2 = false;
 
   Fp8* row_codes = nullptr;
@@ -40,48 +41,76 @@ struct TilePlan {
 };
 
 struct Tile {
-  std::int64_t row0;  // in the source
-  int rows;           // of the source, from row0 on
-  int room;           // tokens that a column has in the output; those behind `rows` get zeros
+  std::int64_t row0;          // in the source
+  std::int64_t column0;       // in a part of the source
   std::int64_t column_base;   // of the tile's first token in column_codes
   std::int64_t column_scale;  // row of column_scales
+  int rows;                   // of the source, from row0 on
+  int columns;
+  int room;  // tokens that a column has in the output; those behind `rows` get zeros
 };
 
-// The tile of row tile t; `expert` only moves forward from call to call. False behind the last one.
+// A CTA's way through the tiles: panels of `panel_tiles` column tiles from left to right, in a
+// panel row tile by row tile.
+struct Walk {
+  unsigned next;
+  unsigned row_tile = 0;  // of the tile before
+  std::int64_t expert = 0;
+};
+
+// The next tile that has something to do; false where there is none.
 template <Pass kPass>
-__device__ inline bool find_tile(const TilePlan& plan, std::int64_t t, std::int64_t& expert,
-                                 Tile& tile) {
-  if (plan.offsets == nullptr) {
-    const std::int64_t per_segment = (plan.segment_rows + kQuantBlock - 1) / kQuantBlock;
-    expert = t / per_segment;
-    const std::int64_t begin = (t - expert * per_segment) * kQuantBlock;
-    tile.row0 = expert * plan.segment_rows + begin;
-    tile.rows = tile.room =
-        static_cast<int>(min(std::int64_t{kQuantBlock}, plan.segment_rows - begin));
-    tile.column_base = expert * plan.K * plan.segment_rows + begin;
-    tile.column_scale = expert;
+__device__ inline bool next_tile(const TilePlan& plan, Walk& walk, Tile& tile) {
+  const auto column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
+  const auto row_tiles = static_cast<unsigned>(plan.row_tiles);
+  const unsigned panel_tiles = min(plan.panel_tiles, column_tiles);
+  for (; walk.next < row_tiles * column_tiles; walk.next += gridDim.x) {
+    const unsigned panel = walk.next / (row_tiles * panel_tiles) * panel_tiles;
+    const unsigned in_panel = walk.next - panel * row_tiles;
+    const unsigned width = min(panel_tiles, column_tiles - panel);
+    const unsigned row = in_panel / width;
+    tile.column0 = std::int64_t{panel + in_panel % width} * kQuantBlock;
+    tile.columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - tile.column0));
+    const std::int64_t at = std::int64_t{row} * kQuantBlock;
+    if (plan.offsets == nullptr) {
+      const auto per_segment =
+          static_cast<unsigned>((plan.segment_rows + kQuantBlock - 1) / kQuantBlock);
+      const unsigned e = row / per_segment;
+      const std::int64_t begin = std::int64_t{row - e * per_segment} * kQuantBlock;
+      tile.row0 = e * plan.segment_rows + begin;
+      tile.rows = tile.room =
+          static_cast<int>(min(std::int64_t{kQuantBlock}, plan.segment_rows - begin));
+      tile.column_base = e * plan.K * plan.segment_rows + begin;
+      tile.column_scale = e;
+    } else {
+      if (row < walk.row_tile) walk.expert = 0;  // a new panel
+      walk.row_tile = row;
+      while (walk.expert < plan.experts && __ldg(plan.padded + walk.expert + 1) <= at)
+        ++walk.expert;
+      if (walk.expert == plan.experts) continue;  // behind the last segment
+      const std::int32_t first = __ldg(plan.offsets + walk.expert);
+      const std::int64_t begin = at - __ldg(plan.padded + walk.expert);
+      const std::int64_t left = __ldg(plan.offsets + walk.expert + 1) - first - begin;
+      tile.row0 = first + begin;
+      tile.rows = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kQuantBlock}, left)));
+      tile.room = kQuantBlock;
+      tile.column_base = at;
+      tile.column_scale = kPass == Pass::kBlocks ? row : walk.expert;
+    }
+    walk.next += gridDim.x;
     return true;
   }
-  const std::int64_t at = t * kQuantBlock;
-  while (expert < plan.experts && __ldg(plan.padded + expert + 1) <= at) ++expert;
-  if (expert == plan.experts) return false;
-  const std::int32_t first = __ldg(plan.offsets + expert);
-  const std::int64_t begin = at - __ldg(plan.padded + expert);
-  const std::int64_t left = __ldg(plan.offsets + expert + 1) - first - begin;
-  tile.row0 = first + begin;
-  tile.rows = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kQuantBlock}, left)));
-  tile.room = kQuantBlock;
-  tile.column_base = at;
-  tile.column_scale = kPass == Pass::kBlocks ? t : expert;
-  return true;
+  return false;
 }
 
 struct TileMemory {
-  std::uint32_t largest[kTileThreads / 32][kQuantBlock];  // of each warp's rows, by column
-  float inverse[kQuantBlock];
-  // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
-  // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
-  alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
+  union {
+    std::uint32_t largest[kTileThreads / 32][kQuantBlock];  // of each warp's rows, by column
+    // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
+    // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
+    alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
+  };
+  alignas(16) float inverse[kQuantBlock];
 };
 
 template <Pass kPass, bool kVector, typename Values>
@@ -116,8 +145,7 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
     store_codes<kVector>(to + i * width, codes, n);
     if (plan.stats == nullptr || n <= 0) continue;
     stats.values += min(n, 8);
-    if (inv == inv)
-      stats.flushed += nonzero(x[i]) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
+    stats.flushed += flushed(x[i], codes);
   }
 }
 
@@ -128,6 +156,7 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
                                              ThreadStats& stats) {
   const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
   if constexpr (kPass != Pass::kEncode) {
+    __syncthreads();  // the codes before have been read
     store_column_largest(x, memory.largest[thread / 32]);
     __syncthreads();
   }
@@ -157,9 +186,13 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   const int rows = min(8, max(0, tile.rows - tr * 8));
   const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
   const std::uint32_t high = rows >= 8 ? 0xFFFFFFFFu : rows <= 4 ? 0u : (1u << (rows * 8 - 32)) - 1;
+  float inverse[8];
+  *reinterpret_cast<float4*>(inverse) = *reinterpret_cast<const float4*>(memory.inverse + tc * 8);
+  *reinterpret_cast<float4*>(inverse + 4) =
+      *reinterpret_cast<const float4*>(memory.inverse + tc * 8 + 4);
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
-    const float inv = memory.inverse[tc * 8 + c];
+    const float inv = inverse[c];
     const auto y = [&](int r) { return value(x[r], c) * inv; };
     const uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low,
                          encode4(y(4), y(5), y(6), y(7)) & high};
@@ -178,54 +211,113 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
     if (c >= columns || piece * 16 >= tile.room) continue;
     const uint4 w = *reinterpret_cast<const uint4*>(&memory.codes[c][(piece ^ (turn / 2)) * 16]);
     const uint4 codes = turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w;
-    Fp8* to =
-        plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
-    if constexpr (kVector) {
-      *reinterpret_cast<uint4*>(to) = codes;
-    } else {
-      const std::uint32_t part[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        if (piece * 16 + i < tile.room) to[i] = static_cast<Fp8>(part[i / 4] >> (i % 4 * 8));
-    }
+    store_column_codes<kVector>(
+        plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16,
+        codes, tile.room - piece * 16);
   }
 }
 
-// A source gives eight neighbouring columns of a row, of each of its parts: parts of K columns lie
-// side by side in the outputs. Reading a row may write what belongs to it.
+// A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
+// K columns each, in the outputs), from kInputs eights in memory:
+//   at(input, row, column), stride(input)   where an input lies, and its next row (not with
+//   kGather) columns<kVector>(column, n)             what belongs to the columns alone, read once a
+//   tile combine<kPass, kVector>(...)            the values of row i; it may write what belongs to
+//   them
+// The next tile is on its way into shared memory while a tile is worked on; a thread reads only
+// what it asked for itself. Where rows are not aligned, they are read in place.
+template <typename Source>
+struct Fetch {
+  const Bf16* at[Source::kInputs];  // this thread's first row
+  std::int64_t row, column;
+  int rows;  // of its eight; 0 behind the last column
+};
+template <typename Source>
+__device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
+  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
+  const int column = thread % 16 * 8;
+  Fetch<Source> f;
+  f.row = tile.row0 + first, f.column = tile.column0 + column;
+  f.rows = column < tile.columns ? tile.rows - first : 0;
+  if constexpr (!Source::kGather)
+#pragma unroll
+    for (int j = 0; j < Source::kInputs; ++j) f.at[j] = source.at(j, f.row, f.column);
+  return f;
+}
+template <typename Source>
+__device__ inline void fetch_row(const Source& source, Fetch<Source>& f, int i, uint4* stage) {
+  const bool valid = i < f.rows;
+#pragma unroll
+  for (int j = 0; j < Source::kInputs; ++j) {
+    if constexpr (Source::kGather) f.at[j] = valid ? source.at(j, f.row + i, f.column) : f.at[j];
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(stage + threadIdx.x)) +
+                    (i * Source::kInputs + j) * kTileThreads * 16;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(f.at[j]),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+    if constexpr (!Source::kGather) f.at[j] += source.stride(j);
+  }
+}
+
+template <typename Source>
+inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
+
 template <typename Source, Pass kPass, bool kVector>
 __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     quantize_tiles(const Source source, const TilePlan plan) {
   using Values = typename Source::Values;
-  constexpr int kParts = Source::kParts;
+  constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
+  extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;
   ThreadStats stats;
-  const auto column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
-  const auto tiles = static_cast<unsigned>(plan.row_tiles) * column_tiles;
   const std::int64_t width = kParts * plan.K;
   const int tc = static_cast<int>(threadIdx.x) % 16, first = static_cast<int>(threadIdx.x) / 16 * 8;
-  std::int64_t expert = 0;
-  for (unsigned t = blockIdx.x; t < tiles; t += gridDim.x) {
-    Tile tile;
-    if (!find_tile<kPass>(plan, t / column_tiles, expert, tile)) break;
-    const std::int64_t column0 = std::int64_t{t % column_tiles} * kQuantBlock;
-    const int columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - column0));
-    const int n = columns - tc * 8;
+  Walk walk{blockIdx.x};
+  Tile next;
+  bool more = next_tile<kPass>(plan, walk, next);
+  Fetch<Source> fetch{};
+  if (kVector && more) {
+    fetch = start_fetch(source, next);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) fetch_row(source, fetch, i, stage);
+  }
+  while (more) {
+    const Tile tile = next;
+    more = next_tile<kPass>(plan, walk, next);
+    if (kVector && more) fetch = start_fetch(source, next);
+    const std::int64_t column = tile.column0 + tc * 8;
+    const int n = tile.columns - tc * 8;
+    const auto columns = source.template columns<kVector>(column, n);
+    if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
     Values x[kParts][8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      source.template load<kPass, kVector>(tile.row0 + first + i, column0 + tc * 8,
-                                           first + i < tile.rows ? n : 0, x, i);
+    for (int i = 0; i < 8; ++i) {
+      const std::int64_t row = tile.row0 + first + i;
+      const int row_n = first + i < tile.rows ? n : 0;
+      Bf16x8 in[kInputs];
+#pragma unroll
+      for (int j = 0; j < kInputs; ++j) {
+        in[j] = Bf16x8{};
+        if constexpr (kVector)
+          in[j] = shared8(&stage[(i * kInputs + j) * kTileThreads + threadIdx.x]);
+        else if (row_n > 0)
+          in[j] = load8<false>(source.at(j, row, column), row_n);
+      }
+      source.template combine<kPass, kVector>(in, columns, row, column, row_n, x, i);
+      if (kVector && more) fetch_row(source, fetch, i, stage);
+    }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
-      const std::int64_t at = p * plan.K + column0;
+      const std::int64_t at = p * plan.K + tile.column0;
       if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
         quantize_tile_rows<kPass, kVector>(plan, tile, x[p], at + tc * 8, n, width, stats);
       if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
-        quantize_tile_columns<kPass, kVector>(plan, tile, x[p], at, columns, width, memory, stats);
+        quantize_tile_columns<kPass, kVector>(plan, tile, x[p], at, tile.columns, width, memory,
+                                              stats);
     }
   }
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
+
+struct NoColumns {};
 
 }  // namespace lockstep::ops::cuda

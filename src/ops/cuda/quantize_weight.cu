@@ -3,112 +3,67 @@
 // first (ops/cuda/quantize_tile.cuh).
 #include "ops/cuda/quantize.h"
 #include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_weight_block.cuh"
 
 namespace lockstep::ops::cuda {
 namespace {
 
-struct BlockPlan {
-  std::int64_t N, K;
-  std::int64_t row_blocks, column_blocks, blocks;
-  bool pow2;
+// The rows of all experts, as the tile kernel reads them.
+struct WeightSource {
+  using Values = Bf16x8;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = false;
   const Bf16* w;
-  Fp8 *codes, *codes_t;  // codes_t may be null
-  float *scales, *scales_t;
-  QuantStats* stats;
-};
+  std::int64_t K;
 
-// Bytes of 4 x 4 codes, transposed: byte r of out[c] is byte c of in[r].
-__device__ inline void transpose4(const std::uint32_t (&in)[4], std::uint32_t (&out)[4]) {
-  const std::uint32_t ab = __byte_perm(in[0], in[1], 0x5140),
-                      AB = __byte_perm(in[0], in[1], 0x7362);
-  const std::uint32_t cd = __byte_perm(in[2], in[3], 0x5140),
-                      CD = __byte_perm(in[2], in[3], 0x7362);
-  out[0] = __byte_perm(ab, cd, 0x5410), out[1] = __byte_perm(ab, cd, 0x7632);
-  out[2] = __byte_perm(AB, CD, 0x5410), out[3] = __byte_perm(AB, CD, 0x7632);
-}
-
-struct BlockMemory {
-  std::uint32_t largest[2][kTileThreads / 32];  // two, so that one barrier a block is enough
-  alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];  // laid out as in TileMemory
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    return w + r * K + column;
+  }
+  __device__ std::int64_t stride(int) const { return K; }
+  template <bool kVector>
+  __device__ NoColumns columns(std::int64_t, int) const {
+    return {};
+  }
+  template <Pass kPass, bool kVector>
+  __device__ void combine(const Bf16x8 (&in)[1], const NoColumns&, std::int64_t, std::int64_t, int,
+                          Bf16x8 (&out)[1][8], int i) const {
+    out[0][i] = in[0];
+  }
 };
 
 template <bool kVector>
-__global__ void __launch_bounds__(kTileThreads, 3) weight_blocks(const BlockPlan plan) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    weight_blocks(const WeightSource source, const WeightBlocks plan) {
+  extern __shared__ uint4 stage[];
   __shared__ BlockMemory memory;
   ThreadStats stats;
-  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+  const int tc = static_cast<int>(threadIdx.x) % 16, first = static_cast<int>(threadIdx.x) / 16 * 8;
+  const auto tile_of = [&](const WeightBlock& b) {
+    return Tile{b.e * plan.N + b.nb * kQuantBlock, b.kb * kQuantBlock, 0, 0, b.rows, b.columns, 0};
+  };
+  const auto fetch = [&](std::int64_t index) {
+    Fetch<WeightSource> f = start_fetch(source, tile_of(weight_block(plan, index)));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) fetch_row(source, f, i, stage);
+  };
+  if (kVector && blockIdx.x < plan.blocks) fetch(blockIdx.x);
   int turn = 0;
-  for (std::int64_t b = blockIdx.x; b < plan.blocks; b += gridDim.x, turn ^= 1) {
-    const std::int64_t kb = b % plan.column_blocks, nb = b / plan.column_blocks % plan.row_blocks;
-    const std::int64_t e = b / (plan.column_blocks * plan.row_blocks);
-    const std::int64_t n0 = nb * kQuantBlock, k0 = kb * kQuantBlock;
-    const int rows = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.N - n0));
-    const int columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - k0));
-    const int n = columns - tc * 8;
-    const std::int64_t first = (e * plan.N + n0 + tr * 8) * plan.K + k0 + tc * 8;
+  for (std::int64_t index = blockIdx.x; index < plan.blocks; index += gridDim.x, turn ^= 1) {
+    const WeightBlock b = weight_block(plan, index);
     Bf16x8 x[8];
+    if constexpr (kVector) {
+      asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      x[i] = load8<kVector>(plan.w + first + i * plan.K, tr * 8 + i < rows ? n : 0);
-    std::uint32_t amax = 0;
+      for (int i = 0; i < 8; ++i) x[i] = shared8(&stage[i * kTileThreads + threadIdx.x]);
+      if (index + gridDim.x < plan.blocks) fetch(index + gridDim.x);
+    } else {
+      const Tile tile = tile_of(b);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) amax = max_u16x2(amax, halves_max(x[i]));
-    amax = __reduce_max_sync(kAllLanes, max(amax >> 16, amax & 0xFFFFu));
-    if (thread % 32 == 0) memory.largest[turn][thread / 32] = amax;
-    __syncthreads();
-    amax = 0;
-#pragma unroll
-    for (int i = 0; i < kTileThreads / 32; ++i) amax = max(amax, memory.largest[turn][i]);
-    amax <<= 16;
-    const float s = scale_of(amax, plan.pow2), inv = 1.0f / s;
-    if (thread == 0) {
-      plan.scales[b] = s;
-      if (plan.codes_t != nullptr)
-        plan.scales_t[(e * plan.column_blocks + kb) * plan.row_blocks + nb] = s;
-      if (plan.stats != nullptr) stats.count_block(amax);
+      for (int i = 0; i < 8; ++i)
+        x[i] = load8<false>(source.at(0, tile.row0 + first + i, tile.column0 + tc * 8),
+                            first + i < b.rows ? b.columns - tc * 8 : 0);
     }
-    std::uint32_t left[8], right[8];  // columns 0 .. 3 and 4 .. 7 of each row
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint2 codes = encode8(x[i], inv);
-      left[i] = codes.x, right[i] = codes.y;
-      if (tr * 8 + i >= rows) continue;
-      store_codes<kVector>(plan.codes + first + i * plan.K, codes, n);
-      if (plan.stats == nullptr || n <= 0) continue;
-      stats.values += min(n, 8);
-      if (inv == inv)
-        stats.flushed += nonzero(x[i]) - nonzero_codes(codes.x) - nonzero_codes(codes.y);
-    }
-    if (plan.codes_t == nullptr) continue;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const auto& from = h == 0 ? left : right;
-      std::uint32_t upper[4], lower[4];
-      transpose4({from[0], from[1], from[2], from[3]}, upper);
-      transpose4({from[4], from[5], from[6], from[7]}, lower);
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        *reinterpret_cast<uint2*>(&memory.codes[tc * 8 + h * 4 + c][(tr ^ tc) * 8]) =
-            make_uint2(upper[c], lower[c]);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int at = thread + kTileThreads * k, c = at / 8, piece = at % 8, turned = c / 8;
-      if (c >= columns || piece * 16 >= rows) continue;
-      const uint4 v =
-          *reinterpret_cast<const uint4*>(&memory.codes[c][(piece ^ (turned / 2)) * 16]);
-      const uint4 codes = turned % 2 != 0 ? make_uint4(v.z, v.w, v.x, v.y) : v;
-      Fp8* to = plan.codes_t + (e * plan.K + k0 + c) * plan.N + n0 + piece * 16;
-      if constexpr (kVector) {
-        *reinterpret_cast<uint4*>(to) = codes;
-      } else {
-        const std::uint32_t part[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-        for (int i = 0; i < 16; ++i)
-          if (piece * 16 + i < rows) to[i] = static_cast<Fp8>(part[i / 4] >> (i % 4 * 8));
-      }
-    }
+    quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
   }
   if (plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
@@ -149,20 +104,6 @@ __global__ void tensor_scales(const std::uint32_t* row_largest, Parts parts, std
       scales_t[e * K + k] = scale_of(slab, pow2);
   if (stats != nullptr) flush_stats(mine, stats);
 }
-
-// The rows of all experts, as the tile kernel reads them.
-struct WeightSource {
-  using Values = Bf16x8;
-  static constexpr int kParts = 1, kCtas = 3;
-  const Bf16* w;
-  std::int64_t K;
-
-  template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Bf16x8 (&out)[1][8],
-                       int i) const {
-    out[0][i] = load8<kVector>(w + row * K + column, n);
-  }
-};
 
 void weight_rows(const Context& ctx, const TensorView& w_ENK, WeightScales kind, bool pow2,
                  const Parts& parts, const Fp8Weight& out, const Fp8Weight& out_t, bool vector,
@@ -214,21 +155,25 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
     weight_rows(ctx, w_ENK, kind, pow2, p, out, out_t, vector, stats);
     return;
   }
-  BlockPlan plan{N, K};
+  WeightBlocks plan{N, K};
   plan.row_blocks = (N + kQuantBlock - 1) / kQuantBlock;
   plan.column_blocks = (K + kQuantBlock - 1) / kQuantBlock;
   plan.blocks = E * plan.row_blocks * plan.column_blocks;
-  plan.pow2 = pow2, plan.w = w_ENK.as<Bf16>(), plan.stats = stats;
+  plan.pow2 = pow2, plan.stats = stats;
   plan.codes = out.codes_ENK.fp8(), plan.scales = out.scales.as<float>();
   plan.codes_t = transpose ? out_t.codes_ENK.fp8() : nullptr;
   plan.scales_t = transpose ? out_t.scales.as<float>() : nullptr;
   if (plan.blocks == 0) return;
+  const WeightSource source{w_ENK.as<Bf16>(), K};
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>(plan.blocks, std::int64_t{kMultiprocessors} * 3));
-  if (vector)
-    weight_blocks<true><<<grid, kTileThreads, 0, stream_of(ctx)>>>(plan);
-  else
-    weight_blocks<false><<<grid, kTileThreads, 0, stream_of(ctx)>>>(plan);
+  if (vector) {
+    constexpr int kStage = kStageBytes<WeightSource>;
+    allow_shared_memory(weight_blocks<true>, kStage);
+    weight_blocks<true><<<grid, kBlockThreads, kStage, stream_of(ctx)>>>(source, plan);
+  } else {
+    weight_blocks<false><<<grid, kBlockThreads, 0, stream_of(ctx)>>>(source, plan);
+  }
   LOCKSTEP_CUDA_LAUNCHED("quantize_weight");
 }
 

@@ -51,6 +51,42 @@ __device__ float group_value(const float* value, int size) {
   return v1 + v2;
 }
 
+// The value that a key stands for, but for the sign of zero.
+__device__ float key_value(std::uint32_t key) {
+  if (key == 1) return std::numeric_limits<float>::quiet_NaN();
+  return numerics::bits_float((key >> 31) != 0 ? key & 0x7FFFFFFFu : ~key);
+}
+
+// The groups that take part, as bits, where a group is whole registers of the warp (so there are at
+// most 32).
+template <int kSlots>
+__device__ std::uint32_t best_groups(const std::uint32_t (&keys)[kSlots], int E,
+                                     const RouterOptions& options) {
+  const int lane = threadIdx.x % 32, slots = E / 32 / options.groups;
+  std::uint32_t group_key[1] = {0}, first = 0, second = 0, chosen = 0;
+  int group = 0, left = slots;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    if (i * 32 >= E) continue;
+    if (keys[i] > first) {
+      second = first;
+      first = keys[i];
+    } else if (keys[i] > second) {
+      second = keys[i];
+    }
+    if (--left > 0) continue;
+    const std::uint32_t best = __reduce_max_sync(kFullWarp, first);
+    const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, first == best))) - 1;
+    const std::uint32_t next = __reduce_max_sync(kFullWarp, lane == owner ? second : first);
+    if (lane == group) group_key[0] = order_key(key_value(best) + key_value(next));
+    first = second = 0;
+    left = slots;
+    ++group;
+  }
+  for (int i = 0; i < options.top_groups; ++i) chosen |= 1u << take_best(group_key);
+  return chosen;
+}
+
 struct Router {
   std::int64_t T;
   int E;
@@ -61,8 +97,8 @@ struct Router {
   std::int32_t* experts;
 };
 
-// A warp a token. Shared memory, only for a group limit: [warps][E values, padded to an odd stride
-// of a group; groups flags].
+// A warp a token. Shared memory, for groups that are not a multiple of 32 experts: [warps][E
+// values, padded to an odd stride of a group; groups flags].
 template <int kSlots>
 __global__ void __launch_bounds__(32 * kRouterWarps) router_kernel(Router a) {
   extern __shared__ float shared[];
@@ -80,7 +116,13 @@ __global__ void __launch_bounds__(32 * kRouterWarps) router_kernel(Router a) {
   }
 
   const int groups = a.options.groups;
-  if (a.options.top_groups < groups) {
+  if (a.options.top_groups < groups && E / groups % 32 == 0) {
+    const std::uint32_t chosen = best_groups(keys, E, a.options);
+    const int slots = E / 32 / groups;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      if ((chosen >> (i / slots & 31) & 1u) == 0) keys[i] = 0;
+  } else if (a.options.top_groups < groups) {
     const int size = E / groups, stride = size | 1;  // odd: lanes walk groups on different banks
     float* values = shared + (threadIdx.x / 32) * (groups * stride + groups);
     auto* takes_part = reinterpret_cast<std::uint32_t*>(values + groups * stride);
@@ -147,7 +189,7 @@ void router(const Context& ctx, const TensorView& logits_TE, const TensorView& b
                  experts_TC.as<std::int32_t>()};
   if (a.T == 0) return;
   std::size_t shared = 0;
-  if (options.top_groups < options.groups)
+  if (options.top_groups < options.groups && a.E / options.groups % 32 != 0)
     shared = sizeof(float) * kRouterWarps * options.groups * ((a.E / options.groups | 1) + 1);
   with_slots(a.E, [&](auto slots) {
     router_kernel<slots()>

@@ -80,41 +80,45 @@ __global__ void __launch_bounds__(32 * kRouterWarps) router_backward_kernel(Rout
       d_logits[lane + 32 * i] = sigmoid ? ds[i] * (s[i] * (1.0f - s[i])) : s[i] * (ds[i] - mean);
 }
 
-// A block of 128 tokens: warps put the scores of a tile of tokens into shared memory, then a thread
+// The tile of tokens whose scores are in shared memory at a time, and the threads.
+constexpr int score_tile(int slots) { return slots <= 8 ? 32 : 8; }
+
+// A block of 128 tokens: a warp a token puts the scores of a tile into shared memory, then a thread
 // an expert adds them in order.
 template <int kSlots>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(32 * score_tile(kSlots))
     score_block_kernel(const float* logits, std::int64_t T, int E, RouterScore kind,
                        double* block_sums) {
   extern __shared__ float scores[];  // [tile][E]
-  constexpr int kTile = kSlots <= 8 ? 32 : 8;
-  constexpr int kPerThread = (kSlots * 32 + 255) / 256;
+  constexpr int kTile = score_tile(kSlots), kThreads = 32 * kTile;
+  constexpr int kPerThread = (kSlots * 32 + kThreads - 1) / kThreads;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const std::int64_t begin = std::int64_t{blockIdx.x} * kTokenBlock;
   const std::int64_t end = min(begin + kTokenBlock, T);
   double acc[kPerThread] = {};
   for (std::int64_t t0 = begin; t0 < end; t0 += kTile) {
     const int tokens = static_cast<int>(min(std::int64_t{kTile}, end - t0));
-    for (int i = warp; i < tokens; i += 8) {
+    if (warp < tokens) {
       float s[kSlots];
-      token_scores(logits + (t0 + i) * E, E, kind, s);
+      token_scores(logits + (t0 + warp) * E, E, kind, s);
       balance_scores(s, E, kind);
 #pragma unroll
       for (int k = 0; k < kSlots; ++k)
-        if (lane + 32 * k < E) scores[i * E + lane + 32 * k] = s[k];
+        if (lane + 32 * k < E) scores[warp * E + lane + 32 * k] = s[k];
     }
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
-      const int e = static_cast<int>(threadIdx.x) + 256 * k;
+      const int e = static_cast<int>(threadIdx.x) + kThreads * k;
       if (e < E)
+#pragma unroll 16
         for (int i = 0; i < tokens; ++i) acc[k] = acc[k] + static_cast<double>(scores[i * E + e]);
     }
     __syncthreads();
   }
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
-    const int e = static_cast<int>(threadIdx.x) + 256 * k;
+    const int e = static_cast<int>(threadIdx.x) + kThreads * k;
     if (e < E) block_sums[std::int64_t{blockIdx.x} * E + e] = acc[k];
   }
 }
@@ -178,9 +182,10 @@ void router_mean_scores(const Context& ctx, const TensorView& logits_TE,
   double* block_sums = ctx.workspace->take(tensor::DType::kFp64, {blocks, E}).as<double>();
   if (blocks > 0) {
     with_slots(E, [&](auto slots) {
-      const std::size_t shared = static_cast<std::size_t>(E) * (slots() <= 8 ? 32 : 8) * 4;
-      score_block_kernel<slots()><<<static_cast<unsigned>(blocks), 256, shared, stream>>>(
-          logits_TE.as<float>(), T, static_cast<int>(E), options.score, block_sums);
+      const std::size_t shared = static_cast<std::size_t>(E) * score_tile(slots()) * 4;
+      score_block_kernel<slots()>
+          <<<static_cast<unsigned>(blocks), 32 * score_tile(slots()), shared, stream>>>(
+              logits_TE.as<float>(), T, static_cast<int>(E), options.score, block_sums);
     });
     LOCKSTEP_CUDA_LAUNCHED("router_mean_scores");
   }

@@ -6,61 +6,54 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-__device__ inline Float8 products(const Bf16x8& g, const Bf16x8& u) {
-  Float8 a;
-#pragma unroll
-  for (int c = 0; c < 8; ++c) a.v[c] = swiglu_product(value(g, c), value(u, c));
-  return a;
-}
-
-struct GradientPair {
-  Bf16x8 gate, up;
-};
-__device__ inline GradientPair gradients(const Bf16x8& g, const Bf16x8& u, const Bf16x8& d) {
-  GradientPair out;
-#pragma unroll
-  for (int c = 0; c < 8; c += 2) {
-    const SwigluGradient a = swiglu_gradient(value(g, c), value(u, c), value(d, c));
-    const SwigluGradient b = swiglu_gradient(value(g, c + 1), value(u, c + 1), value(d, c + 1));
-    out.gate.w[c / 2] = pack_bf16(a.gate, b.gate);
-    out.up.w[c / 2] = pack_bf16(a.up, b.up);
-  }
-  return out;
-}
-
 struct ProductSource {
   using Values = Float8;
-  static constexpr int kParts = 1, kCtas = 2;
+  static constexpr int kInputs = 2, kParts = 1, kCtas = 2;
+  static constexpr bool kGather = false;
   const Bf16* gate_up;
   std::int64_t F;
 
   bool aligned() const { return aligned16(gate_up); }
+  __device__ const Bf16* at(int input, std::int64_t r, std::int64_t column) const {
+    return gate_up + (2 * r + input) * F + column;
+  }
+  __device__ std::int64_t stride(int) const { return 2 * F; }
+  template <bool kVector>
+  __device__ NoColumns columns(std::int64_t, int) const {
+    return {};
+  }
   template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Float8 (&out)[1][8],
-                       int i) const {
-    const Bf16* gate = gate_up + row * 2 * F + column;
-    out[0][i] = products(load8<kVector>(gate, n), load8<kVector>(gate + F, n));
+  __device__ void combine(const Bf16x8 (&in)[2], const NoColumns&, std::int64_t, std::int64_t, int,
+                          Float8 (&out)[1][8], int i) const {
+    out[0][i] = swiglu8(in[0], in[1]);
   }
 };
 
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
   using Values = Bf16x8;
-  static constexpr int kParts = 2, kCtas = 2;
+  static constexpr int kInputs = 3, kParts = 2, kCtas = 2;
+  static constexpr bool kGather = false;
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
 
   bool aligned() const { return aligned16(gate_up) && aligned16(d_a) && aligned16(d_gate_up); }
+  __device__ const Bf16* at(int input, std::int64_t r, std::int64_t column) const {
+    return input == 2 ? d_a + r * F + column : gate_up + (2 * r + input) * F + column;
+  }
+  __device__ std::int64_t stride(int input) const { return input == 2 ? F : 2 * F; }
+  template <bool kVector>
+  __device__ NoColumns columns(std::int64_t, int) const {
+    return {};
+  }
   template <Pass kPass, bool kVector>
-  __device__ void load(std::int64_t row, std::int64_t column, int n, Bf16x8 (&out)[2][8],
-                       int i) const {
-    const std::int64_t at = row * 2 * F + column;
-    const GradientPair d =
-        gradients(load8<kVector>(gate_up + at, n), load8<kVector>(gate_up + at + F, n),
-                  load8<kVector>(d_a + row * F + column, n));
+  __device__ void combine(const Bf16x8 (&in)[3], const NoColumns&, std::int64_t row,
+                          std::int64_t column, int n, Bf16x8 (&out)[2][8], int i) const {
+    const SwigluGradient d = swiglu_gradient8(in[0], in[1], in[2]);
     out[0][i] = d.gate, out[1][i] = d.up;
     if (kPass != Pass::kLargest && d_gate_up != nullptr) {
+      const std::int64_t at = row * 2 * F + column;
       store8<kVector>(d_gate_up + at, d.gate, n);
       store8<kVector>(d_gate_up + at + F, d.up, n);
     }
@@ -80,7 +73,7 @@ __global__ void __launch_bounds__(256) swiglu_kernel(const Bf16* gate_up, Bf16* 
     const std::int64_t row = i / slab.pieces, f = i % slab.pieces * 8;
     const Bf16* gate = gate_up + row * 2 * slab.F + f;
     const int n = static_cast<int>(slab.F - f);
-    const Float8 p = products(load8<kVector>(gate, n), load8<kVector>(gate + slab.F, n));
+    const Float8 p = swiglu8(load8<kVector>(gate, n), load8<kVector>(gate + slab.F, n));
     Bf16x8 out;
 #pragma unroll
     for (int c = 0; c < 8; c += 2) out.w[c / 2] = pack_bf16(p.v[c], p.v[c + 1]);
@@ -97,9 +90,9 @@ __global__ void __launch_bounds__(256)
     const std::int64_t row = i / slab.pieces, f = i % slab.pieces * 8;
     const std::int64_t at = row * 2 * slab.F + f;
     const int n = static_cast<int>(slab.F - f);
-    const GradientPair d =
-        gradients(load8<kVector>(gate_up + at, n), load8<kVector>(gate_up + at + slab.F, n),
-                  load8<kVector>(d_a + row * slab.F + f, n));
+    const SwigluGradient d =
+        swiglu_gradient8(load8<kVector>(gate_up + at, n), load8<kVector>(gate_up + at + slab.F, n),
+                         load8<kVector>(d_a + row * slab.F + f, n));
     store8<kVector>(d_gate_up + at, d.gate, n);
     store8<kVector>(d_gate_up + at + slab.F, d.up, n);
   }

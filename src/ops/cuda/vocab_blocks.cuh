@@ -24,8 +24,10 @@ __device__ inline float quad_total(float chain) {
   return chain + __shfl_xor_sync(0xFFFFFFFFu, chain, 1);
 }
 
+// step(j, p) sees the probabilities of four tokens relative to the block's best.
+template <typename Step>
 __device__ inline void block_sums(const float (&z)[kSteps][4], float max, bool upper, float& s,
-                                  float& e) {
+                                  float& e, Step step) {
   float p_chain = 0.0f, pd_chain = 0.0f;
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) {
@@ -36,6 +38,7 @@ __device__ inline void block_sums(const float (&z)[kSteps][4], float max, bool u
       p[k] = numerics::exp2_nonpositive(d * numerics::kLog2e);
       pd[k] = p[k] * d;
     }
+    step(j, p);
     add_pairs(p[0] + p[1], p[2] + p[3], upper, p_chain);
     add_pairs(pd[0] + pd[1], pd[2] + pd[3], upper, pd_chain);
   }
@@ -47,18 +50,6 @@ __device__ inline float warp_best_score(float score) {
 #pragma unroll
   for (int d = 16; d >= 1; d /= 2) score = fmaxf(score, __shfl_xor_sync(0xFFFFFFFFu, score, d));
   return score;
-}
-
-// Smallest Philox word whose noise can lift a z up to `max` to the score `bound`; above UINT32_MAX
-// where none can. The largest noise is 16.64. Approximate, and wide enough on the safe side: the
-// slack covers the rounding of a score, too.
-__device__ inline std::uint64_t lowest_word(float bound, float max) {
-  const float slack = 0.01f + (fabsf(bound) + fabsf(max)) * 1e-5f;
-  const float noise = (bound - max) - slack;
-  if (noise > 17.0f || max == -kInfinity) return std::uint64_t{1} << 32;
-  const float u = __expf(-__expf(-noise));  // noise = -log(-log(u))
-  const int word = static_cast<int>(u * 0x1p23f) - 8;
-  return static_cast<std::uint64_t>(word > 0 ? word : 0) << 9;
 }
 
 struct Noise {
@@ -74,25 +65,36 @@ __device__ inline float noisy_score(float z, std::uint32_t word) {
   return z - numerics::log(-numerics::log(u));
 }
 
-// Draws among the tokens of eight blocks. Most tokens are ruled out by their random word alone; the
-// scores of the others are computed in a loop of its own. `bound` is a score that was reached.
+// Draws among the tokens of eight blocks at a time. The score z - log(-log(u)) reaches `bound`, a
+// score that was reached before, only where 1 - u <= exp(z - bound), because exp(-y) >= 1 - y; so
+// most tokens are ruled out by one comparison of their random word with their probability, and the
+// scores of the others are computed in a loop of its own.
 struct Sampler {
   Noise noise;
   const float* row;
+  std::int64_t V;
+  Cut cut;
   float inv_t;
   Draw best;
   float bound;
+  float lift;  // of the current block: exp(max - bound), and more than all rounding can do
+  std::uint32_t candidates;
 
   __device__ void try_token(std::int64_t v) {
+    if (v >= V) return;
+    const float z = row[v] * inv_t;
+    if (!kept(z, v, cut)) return;
     const base::PhiloxWords w = noise.words(v);
     const std::uint32_t low = (v & 1) != 0 ? w.word[1] : w.word[0],
                         high = (v & 1) != 0 ? w.word[3] : w.word[2];
     const std::uint32_t word = (v & 2) != 0 ? high : low;
-    best = better(best, {noisy_score(row[v] * inv_t, word), static_cast<std::int32_t>(v)});
+    best = better(best, {noisy_score(z, word), static_cast<std::int32_t>(v)});
   }
 
-  __device__ void group(const float (&z)[kSteps][4], std::int64_t first_v, float block_max) {
-    if (bound == -kInfinity) {  // a start: the likeliest token of each lane
+  // Before the tokens of a block. Returns whether one of the warp's blocks can reach the bound.
+  __device__ bool start(const float (&z)[kSteps][4], std::int64_t first_v, float block_max) {
+    candidates = 0;
+    if (bound == -kInfinity) {  // the first blocks: the likeliest token of each lane
       float top = -kInfinity;
       int at = -1;
 #pragma unroll
@@ -101,18 +103,22 @@ struct Sampler {
       if (at >= 0) try_token(first_v + at / 4 * 16 + at % 4);
       bound = warp_best_score(best.score);
     }
-    const std::uint64_t lowest = lowest_word(bound, block_max);
-    std::uint32_t candidates = 0;
-    if (lowest >> 32 == 0) {
-      const auto low = static_cast<std::uint32_t>(lowest);
+    // Tokens that the cap rules out are so far below their block's best that they lose to it.
+    const float slack = 0.01f + (fabsf(bound) + fabsf(block_max)) * 1e-5f;
+    lift = fminf(__expf((block_max - bound) + slack), 1e30f);
+    return __any_sync(0xFFFFFFFFu, block_max > -kInfinity && !(lift < 0x1p-25f)) != 0;
+  }
+
+  __device__ void step(int j, const float (&p)[4], std::int64_t first_v) {
+    const base::PhiloxWords w = noise.words(first_v + 16 * j);
 #pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        const base::PhiloxWords w = noise.words(first_v + 16 * j);
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-          if (w.word[k] >= low && z[j][k] > -kInfinity) candidates |= 1u << (4 * j + k);
-      }
+    for (int k = 0; k < 4; ++k) {
+      const float above = numerics::bits_float((w.word[k] >> 9) ^ 0x3FFFFFFFu);  // below 2 - u
+      if (above <= numerics::fma(p[k], lift, 1.0f + 0x1p-22f)) candidates |= 1u << (4 * j + k);
     }
+  }
+
+  __device__ void finish(std::int64_t first_v) {
     const bool any = candidates != 0;
     for (; candidates != 0; candidates &= candidates - 1) {
       const int i = __ffs(static_cast<int>(candidates)) - 1;
@@ -168,9 +174,13 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
   const float inv_t = inverse_temperature(s);
   Sampler sampler{{s.seed, s.stream, static_cast<std::uint64_t>(s.position) << 32},
                   row,
+                  V,
+                  cut,
                   inv_t,
                   {-kInfinity, kNoToken},
-                  -kInfinity};
+                  -kInfinity,
+                  0.0f,
+                  0};
   const int warps = kBlockThreads / 32;
   const int begin = part * work.groups * warps + static_cast<int>(threadIdx.x) / 32;
   for (int g = 0; g < work.groups; ++g) {
@@ -196,17 +206,19 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
     const bool write = block < work.blocks && t == 0;
     if (write) work.m[row_block + block] = max;
     if (!kSecond && filtered) continue;
+    const bool noisy = kDraw && !greedy && sampler.start(z, first_v, max);
     float sum, weighted;
-    block_sums(z, max, upper, sum, weighted);
+    if (noisy)
+      block_sums(z, max, upper, sum, weighted,
+                 [&](int j, const float(&p)[4]) { sampler.step(j, p, first_v); });
+    else
+      block_sums(z, max, upper, sum, weighted, [](int, const float(&)[4]) {});
     if (write) {
       work.s[row_block + block] = sum;
       work.e[row_block + block] = weighted;
     }
-    if (!kDraw) continue;
-    if (greedy)
-      greedy_group(z, first_v, max, sampler.best);
-    else
-      sampler.group(z, first_v, max);
+    if (noisy) sampler.finish(first_v);
+    if (kDraw && greedy) greedy_group(z, first_v, max, sampler.best);
   }
   if (kDraw && (kSecond || !filtered)) keep_best(sampler.best, work.draws + blockIdx.x);
 }

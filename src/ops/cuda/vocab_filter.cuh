@@ -67,21 +67,36 @@ struct FilterRow {
   }
 };
 
-// visit(z, v) for the kept tokens, of blocks with a z of at least `lowest`; a warp takes a block.
+// visit(z, v) for the kept tokens, of blocks with a z of at least `lowest`; a warp takes a block,
+// and four of them at a time, so that their loads overlap.
 template <bool kWide, typename Visit>
 __device__ inline void for_each_kept(const FilterRow& row, float lowest, Visit visit) {
+  constexpr int kAtOnce = 4;
   const int lane = threadIdx.x % 32;
   lowest = lowest > row.cut.z ? lowest : row.cut.z;
-#pragma unroll 2
-  for (int b = static_cast<int>(threadIdx.x) / 32; b < row.work.blocks; b += kFilterWarps) {
-    if (!(row.block_max[b] >= lowest)) continue;
-    const std::int64_t v = std::int64_t{b} * kBlock + 4 * lane;
-    float x[4];
-    load4<kWide>(row.logits, v, row.work.V, x);
+  for (int begin = static_cast<int>(threadIdx.x) / 32; begin < row.work.blocks;
+       begin += kAtOnce * kFilterWarps) {
+    bool look[kAtOnce];
+    float x[kAtOnce][4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float z = x[k] * row.inv_t;
-      if (kept(z, v + k, row.cut)) visit(z, v + k);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int b = begin + i * kFilterWarps;
+      look[i] = b < row.work.blocks && row.block_max[b] >= lowest;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const std::int64_t v = std::int64_t{begin + i * kFilterWarps} * kBlock + 4 * lane;
+      load4<kWide>(row.logits, look[i] ? v : row.work.V, row.work.V, x[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (!look[i]) continue;
+      const std::int64_t v = std::int64_t{begin + i * kFilterWarps} * kBlock + 4 * lane;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float z = x[i][k] * row.inv_t;
+        if (kept(z, v + k, row.cut)) visit(z, v + k);
+      }
     }
   }
 }
@@ -228,17 +243,18 @@ __device__ inline Sum cut_in_row(FilterShared& sh, const FilterRow& row, int bin
 template <bool kWide, bool kWeights>
 __device__ inline Sum cut_in_bin(FilterShared& sh, const FilterRow& row, int bin, float lowest,
                                  Sum bound) {
-  if (sh.count[bin] > kListed) return cut_in_row<kWide, kWeights>(sh, row, bin, lowest, bound);
   __syncthreads();
   if (threadIdx.x == 0) sh.listed_count = 0;
   __syncthreads();
   for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t v) {
     if (row.bin(z) != bin) return;
     const int at = atomicAdd(&sh.listed_count, 1);
+    if (at >= kListed) return;
     sh.listed[at] = {descending_key(z), static_cast<std::int32_t>(v)};
     sh.listed_weight[at] = weight_of(z, row.max);
   });
   __syncthreads();
+  if (sh.listed_count > kListed) return cut_in_row<kWide, kWeights>(sh, row, bin, lowest, bound);
   return cut_in_list<kWeights>(sh, bound);
 }
 
@@ -255,6 +271,21 @@ __device__ inline Cut cut_min_p(FilterShared& sh, const FilterRow& row, float mi
   return {block_min(sh, low) + 0.0f, static_cast<std::int32_t>(row.work.V - 1)};
 }
 
+// The best k + 1 tokens are not below this: as many blocks have a maximum above it. -inf where
+// there are not so many blocks.
+__device__ inline float lowest_of_top_k(FilterShared& sh, const FilterRow& row, int k) {
+  clear_bins(sh);
+  for (int b = static_cast<int>(threadIdx.x); b < row.work.blocks; b += kFilterThreads) {
+    const float m = row.block_max[b];
+    if (m > -kInfinity && m >= row.cut.z) atomicAdd(&sh.count[row.bin(m)], 1u);
+  }
+  __syncthreads();
+  const Sum mine = threadIdx.x < kBins - 1 ? sh.count[threadIdx.x] : 0;
+  if (block_sum(sh, mine) <= static_cast<Sum>(k)) return -kInfinity;
+  find_thread(sh, mine, static_cast<Sum>(k) + 1);
+  return row.max - static_cast<float>(sh.bin + 2) / row.scale;
+}
+
 template <bool kWide>
 __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampling& s,
                                float lowest_block_max) {
@@ -267,12 +298,13 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
   const float range = by_weight ? kWeightRange : 2.0f * (row.max - lowest_block_max);
   row.scale = static_cast<float>(kBins - 1) / fmaxf(range, 1e-6f);
   const float slack = 0.01f + fabsf(row.max) * 1e-5f;
-  const float lowest = by_weight ? row.max - kWeightRange - slack : -kInfinity;
+  float lowest = by_weight ? row.max - kWeightRange - slack : -kInfinity;
+  if (by_count) lowest = fmaxf(lowest, lowest_of_top_k(sh, row, s.top_k) - slack);
   clear_bins(sh);
   for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t) {
     const int bin = row.bin(z);
     if (by_weight && bin == kBins - 1) return;
-    atomicAdd(&sh.count[bin], 1u);
+    if (by_count) atomicAdd(&sh.count[bin], 1u);
     if (by_weight) add_to_bin(sh, bin, weight_of(z, row.max));
   });
   __syncthreads();
@@ -295,10 +327,6 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
     find_thread(sh, my_weight, bound > 1.0 ? static_cast<Sum>(bound) : 1);
     const int bin = sh.bin;
     const Sum left = sh.left;
-    // cut_in_bin may have used the bins for digits of keys.
-    __syncthreads();
-    sh.count[threadIdx.x] = my_count;
-    __syncthreads();
     row.cut = found;
     cut_in_bin<kWide, true>(sh, row, bin, lowest, left);
     found = sh.cut;
