@@ -408,6 +408,32 @@ TEST_F(FusedCheckpoint, both_axis_orders_are_read) {
   expect_load_refused({file.string(), "model.layers.0.mlp.experts.down_proj", "missing"});
 }
 
+// transformers calls Mixtral's block `mlp` in memory; on disk it is block_sparse_moe.
+TEST_F(FusedCheckpoint, mixtral_slabs_may_have_the_name_that_they_have_in_memory) {
+  for (const std::string block : {"m.mlp.", "m.block_sparse_moe."}) {
+    std::vector<float> gate_up(2 * 4 * 3), down(2 * 3 * 2);
+    for (std::size_t i = 0; i < gate_up.size(); ++i) gate_up[i] = static_cast<float>(i);
+    for (std::size_t i = 0; i < down.size(); ++i) down[i] = 100 + static_cast<float>(i);
+    write_safetensors(file,
+                      {{block + "experts.gate_up_proj", FileDtype::kF32, {2, 4, 3}, gate_up.data()},
+                       {block + "experts.down_proj", FileDtype::kF32, {2, 3, 2}, down.data()}});
+    const HfFolder f = open_hf_folder(place);
+    std::set<std::string> used;
+    const auto first = [&](const char* which, std::int64_t rows, std::int64_t columns) {
+      const StoredWeight w = find_weight(f, std::string("m.block_sparse_moe.experts.1.") + which,
+                                         rows, columns, false, 2, used);
+      std::vector<Bf16> out(static_cast<std::size_t>(rows * columns));
+      read_rows(w, 0, rows, out.data(), columns);
+      return numerics::to_float(out[0]);
+    };
+    EXPECT_EQ(first("w1.weight", 2, 3), 12.0f);
+    EXPECT_EQ(first("w3.weight", 2, 3), 18.0f);
+    EXPECT_EQ(first("w2.weight", 3, 2), 106.0f);
+    EXPECT_EQ(used.size(), 2u);
+    expect_refused([&] { first("w4.weight", 2, 3); }, {"w4.weight", "missing"});
+  }
+}
+
 TEST_F(FusedCheckpoint, fp8_slabs_give_the_codes_of_their_experts) {
   ModelConfig c = ragged_config();
   c.moe_intermediate_size = 256;
