@@ -26,8 +26,8 @@ struct RowSource {
   std::int64_t width;
 
   bool aligned() const { return aligned16(x); }
+  __device__ std::int32_t gathered(std::int64_t r) const { return __ldg(token + r); }
   __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
-    if constexpr (kGather) r = __ldg(token + r);
     return x + r * width + column;
   }
   __device__ std::int64_t stride(int) const { return width; }

@@ -219,15 +219,16 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 
 // A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
 // K columns each, in the outputs), from kInputs eights in memory:
-//   at(input, row, column), stride(input)   where an input lies, and its next row (not with
-//   kGather) columns<kVector>(column, n)             what belongs to the columns alone, read once a
-//   tile combine<kPass, kVector>(...)            the values of row i; it may write what belongs to
-//   them
+//   at(input, row, column), stride(input)   where an input lies, and its next row
+//   gathered(row)                           with kGather: the row to read for it
+//   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
+//   combine<kPass, kVector>(...)            the values of row i; it may write what belongs to them
 // The next tile is on its way into shared memory while a tile is worked on; a thread reads only
 // what it asked for itself. Where rows are not aligned, they are read in place.
 template <typename Source>
 struct Fetch {
   const Bf16* at[Source::kInputs];  // this thread's first row
+  std::int32_t gathered[Source::kGather ? 8 : 1];
   std::int64_t row, column;
   int rows;  // of its eight; 0 behind the last column
 };
@@ -238,20 +239,29 @@ __device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& ti
   Fetch<Source> f;
   f.row = tile.row0 + first, f.column = tile.column0 + column;
   f.rows = column < tile.columns ? tile.rows - first : 0;
-  if constexpr (!Source::kGather)
 #pragma unroll
-    for (int j = 0; j < Source::kInputs; ++j) f.at[j] = source.at(j, f.row, f.column);
+  for (int j = 0; j < Source::kInputs; ++j)
+    f.at[j] = source.at(j, Source::kGather ? 0 : f.row, f.column);
+  if constexpr (Source::kGather)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
   return f;
+}
+template <typename Source>
+__device__ inline std::int64_t source_row(const Source& source, std::int64_t row) {
+  if constexpr (Source::kGather) return source.gathered(row);
+  return row;
 }
 template <typename Source>
 __device__ inline void fetch_row(const Source& source, Fetch<Source>& f, int i, uint4* stage) {
   const bool valid = i < f.rows;
 #pragma unroll
   for (int j = 0; j < Source::kInputs; ++j) {
-    if constexpr (Source::kGather) f.at[j] = valid ? source.at(j, f.row + i, f.column) : f.at[j];
+    const Bf16* at = f.at[j];
+    if constexpr (Source::kGather) at += f.gathered[i] * source.stride(j);
     const auto to = static_cast<unsigned>(__cvta_generic_to_shared(stage + threadIdx.x)) +
                     (i * Source::kInputs + j) * kTileThreads * 16;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(f.at[j]),
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at),
                  "r"(valid ? 16 : 0)
                  : "memory");
     if constexpr (!Source::kGather) f.at[j] += source.stride(j);
@@ -300,7 +310,7 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
         if constexpr (kVector)
           in[j] = shared8(&stage[(i * kInputs + j) * kTileThreads + threadIdx.x]);
         else if (row_n > 0)
-          in[j] = load8<false>(source.at(j, row, column), row_n);
+          in[j] = load8<false>(source.at(j, source_row(source, row), column), row_n);
       }
       source.template combine<kPass, kVector>(in, columns, row, column, row_n, x, i);
       if (kVector && more) fetch_row(source, fetch, i, stage);
