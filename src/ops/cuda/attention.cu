@@ -4,6 +4,7 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
 #include "ops/cuda/attention_launch.h"
+#include "ops/cuda/attention_pages.cuh"
 #include "ops/cuda/attention_stream.cuh"
 #include "ops/cuda/attention_tile.cuh"
 
@@ -23,6 +24,32 @@ void launch_tiles(const Context& ctx, const AttentionArgs& a, float c, int decod
   LOCKSTEP_CUDA_LAUNCHED("attention_tile");
 }
 
+// The largest power of two, up to a block, that divides n.
+int piece_of(std::int64_t n) {
+  int piece = 1;
+  while (piece < kBlock && n % (2 * piece) == 0) piece *= 2;
+  return piece;
+}
+
+// Whether TMA can bring the blocks of the kernels whose tiles are panels of 64 columns: pages must
+// have pieces that keep its swizzle.
+bool has_panels(const AttentionArgs& a) {
+  return a.width == a.value_width && (a.width == 64 || a.width == 128) &&
+         (a.pages == nullptr || piece_of(a.page_size) >= 8);
+}
+
+template <int kWidth>
+void launch_pages(const Context& ctx, const AttentionArgs& a, float c, dim3 grid,
+                  const SplitStates& states) {
+  using Plan = PagePlan<kWidth>;
+  const int piece = piece_of(a.page_size);
+  const PageMaps maps{rows_map(a.k, kWidth, a.kv_heads, a.rows, piece, "k_RJK"),
+                      rows_map(a.v, kWidth, a.kv_heads, a.rows, piece, "v_RJK")};
+  const auto kernel = attention_pages_kernel<kWidth>;
+  allow_shared(kernel, Plan::kBytes);
+  kernel<<<grid, Plan::kThreads, Plan::kBytes, stream_of(ctx)>>>(a, c, states, piece, maps);
+}
+
 template <int kWidth, int kSlots>
 void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
   const std::int64_t wanted = a.longest * (a.heads / a.kv_heads);
@@ -39,23 +66,20 @@ void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
     states.l = take(count);
     states.o = take(count * a.value_width);
   }
-  const DecodeShared shared(kWidth, kSlots);
-  const auto kernel = attention_decode_kernel<kWidth, kSlots>;
-  allow_shared(kernel, shared.bytes);
   const dim3 grid(grid_size(splits), grid_size(a.kv_heads), grid_size(a.sequences));
-  kernel<<<grid, kThreads, shared.bytes, stream_of(ctx)>>>(a, c, states);
+  if (kWidth <= 128 && has_panels(a)) {
+    launch_pages<kWidth <= 128 ? kWidth : 128>(ctx, a, c, grid, states);
+  } else {
+    const DecodeShared shared(kWidth, kSlots);
+    const auto kernel = attention_decode_kernel<kWidth, kSlots>;
+    allow_shared(kernel, shared.bytes);
+    kernel<<<grid, kThreads, shared.bytes, stream_of(ctx)>>>(a, c, states);
+  }
   LOCKSTEP_CUDA_LAUNCHED("attention_decode");
   if (splits == 1) return;
   const dim3 merge_grid(grid_size(rows), grid_size(a.kv_heads), grid_size(a.sequences));
   attention_merge_kernel<kThreads><<<merge_grid, kThreads, 0, stream_of(ctx)>>>(a, c, states);
   LOCKSTEP_CUDA_LAUNCHED("attention_merge");
-}
-
-// The largest power of two, up to a block, that divides n.
-int piece_of(std::int64_t n) {
-  int piece = 1;
-  while (piece < kBlock && n % (2 * piece) == 0) piece *= 2;
-  return piece;
 }
 
 template <int kWidth, bool kPaged>
@@ -82,13 +106,6 @@ void launch_stream(const Context& ctx, const AttentionArgs& a, float c, int deco
     launch_stream<kWidth, false>(ctx, a, c, decode_rows);
 }
 
-// Whether wgmma's kernel is the one for the sequences that do not decode: its tiles are queries of
-// one head, and pages must have pieces that keep TMA's swizzle.
-bool takes_stream(const AttentionArgs& a) {
-  return a.width == a.value_width && (a.width == 64 || a.width == 128) && a.longest >= 64 &&
-         (a.pages == nullptr || piece_of(a.page_size) >= 8);
-}
-
 // Rows of pages (or of T) up to this many take the decode kernel; the others the tiles.
 template <int kWidth, int kTileSlots, int kDecodeSlots>
 void launch(const Context& ctx, const AttentionArgs& a, float c) {
@@ -98,7 +115,7 @@ void launch(const Context& ctx, const AttentionArgs& a, float c) {
   if (decodes && a.longest * group <= kDecodeRows) return;
   const int decode_rows = decodes ? kDecodeRows : 0;
   if constexpr (kWidth <= 128)
-    if (takes_stream(a)) return launch_stream<kWidth>(ctx, a, c, decode_rows);
+    if (a.longest >= 64 && has_panels(a)) return launch_stream<kWidth>(ctx, a, c, decode_rows);
   launch_tiles<kWidth, kTileSlots>(ctx, a, c, decode_rows);
 }
 

@@ -39,6 +39,45 @@ struct DecodeShared {
   }
 };
 
+// Writes what one split left: the output where it is the only one, else the split's state.
+template <int kTiles>
+__device__ inline void finish_split(const AttentionArgs& a, float c, const SplitStates& states,
+                                    const Sequence& seq, int s, int j, int split, int count,
+                                    const float (&o)[kTiles][4], const float (&m)[2],
+                                    const float* totals) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4;
+  const int group = static_cast<int>(a.heads / a.kv_heads), Kv = static_cast<int>(a.value_width);
+  const bool whole = seq.keys <= kSplit;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = g + 8 * r;
+    if (row >= count) continue;
+    const float sum = totals[row], inverse = 1.0f / sum;
+    const std::int64_t place = (seq.begin + row / group) * a.heads + j * group + row % group;
+    const std::int64_t state = states.at(a, s, j, split, row);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      const int column = warp * kTiles * 8 + i * 8 + t * 2;
+      if (column >= Kv) continue;
+      const float x = o[i][2 * r] + (o[i][2 * r] - o[i][2 * r]);
+      const float y = o[i][2 * r + 1] + (o[i][2 * r + 1] - o[i][2 * r + 1]);
+      if (whole)
+        *reinterpret_cast<unsigned*>(a.out + place * Kv + column) =
+            pack_bf16(x * inverse, y * inverse);
+      else
+        *reinterpret_cast<float2*>(states.o + state * Kv + column) = {x, y};
+    }
+    if (warp != 0 || t != 0) continue;
+    if (!whole) {
+      states.m[state] = m[r];
+      states.l[state] = sum;
+    } else if (a.lse2 != nullptr) {
+      a.lse2[place] = log_sum2(c, m[r], sum);
+    }
+  }
+}
+
 template <int kWidth, int kSlots>
 __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArgs a, float c,
                                                                     SplitStates states) {
@@ -52,7 +91,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const Sequence seq(a, s);
   const int group = static_cast<int>(a.heads / a.kv_heads);
-  const int K = static_cast<int>(a.width), Kv = static_cast<int>(a.value_width);
+  const int K = static_cast<int>(a.width);
   const std::int64_t total = std::int64_t{seq.queries} * group;
   const int begin = split * kSplit;
   if (total == 0 || total > kDecodeRows || begin >= seq.keys) return;
@@ -169,33 +208,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
     if (t == 0) totals[g + 8 * warp] = sum;
   }
   __syncthreads();
-  const bool whole = seq.keys <= kSplit;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = g + 8 * r;
-    if (row >= count) continue;
-    const float sum = totals[row], inverse = 1.0f / sum;
-    const std::int64_t place = place_of(row), state = states.at(a, s, j, split, row);
-#pragma unroll
-    for (int i = 0; i < kColumns / 8; ++i) {
-      const int column = warp * kColumns + i * 8 + t * 2;
-      if (column >= Kv) continue;
-      const float x = o[i][2 * r] + (o[i][2 * r] - o[i][2 * r]);
-      const float y = o[i][2 * r + 1] + (o[i][2 * r + 1] - o[i][2 * r + 1]);
-      if (whole)
-        *reinterpret_cast<unsigned*>(a.out + place * Kv + column) =
-            pack_bf16(x * inverse, y * inverse);
-      else
-        *reinterpret_cast<float2*>(states.o + state * Kv + column) = {x, y};
-    }
-    if (warp != 0 || t != 0) continue;
-    if (!whole) {
-      states.m[state] = m[r];
-      states.l[state] = sum;
-    } else if (a.lse2 != nullptr) {
-      a.lse2[place] = log_sum2(c, m[r], sum);
-    }
-  }
+  finish_split<kColumns / 8>(a, c, states, seq, s, j, split, count, o, m, totals);
 }
 
 // A row's splits in ascending order.
