@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   extern __shared__ unsigned char shared[];
   const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
   ring.init(8);
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = warpgroup_index();
   const int depth_tiles = (x.K + Tile::kDepth - 1) / Tile::kDepth;
   Bf16Walk walk;
   Bf16Place place{};

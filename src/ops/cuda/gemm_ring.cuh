@@ -7,6 +7,11 @@
 
 namespace lockstep::ops::cuda {
 
+// The same in all lanes, and known to be: addresses made from it stay in uniform registers.
+__device__ __forceinline__ int warpgroup_index() {
+  return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 128, 0);
+}
+
 // Stage and parity of a walk around the ring.
 template <int kStages>
 struct RingPosition {

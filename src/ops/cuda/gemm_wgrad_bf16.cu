@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
   }
   ring.init(4 * Tile::kWarpgroups);
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = warpgroup_index();
   const int tiles = Tile::count(x);
   RingPosition<Tile::kStages> at;
 

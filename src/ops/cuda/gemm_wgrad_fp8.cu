@@ -3,6 +3,7 @@
 // numerics.md, section 6). Segments start at multiples of 128 and are filled up with zero codes, so
 // blocks are whole.
 #include <algorithm>
+#include <type_traits>
 
 #include "ops/cuda/gemm_plain.h"
 #include "ops/cuda/gemm_wgrad.cuh"
@@ -40,24 +41,42 @@ __device__ __forceinline__ float load_shared(std::uint32_t from) {
   return v;
 }
 
-// acc = fma(part, sdy * sx, acc), the scales of this block in shared memory.
+// acc = fma(part, sdy * sx, acc) with the scales of the part's block. Half of the scales are read
+// before the part is waited for, the rest behind it: reads of shared memory are slow beside
+// wgmma's.
 template <typename Tile>
-__device__ __forceinline__ void promote_block(const float (&part)[Tile::kValues],
-                                              std::uint32_t stage, float (&acc)[Tile::kValues]) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const std::uint32_t of_dy =
-      stage + Tile::kScales + static_cast<std::uint32_t>(thread / 32 * 16 + lane / 4) * 4;
-  const std::uint32_t of_x = stage + Tile::kXScales + static_cast<std::uint32_t>(lane % 4) * 8;
-  const float upper = load_shared(of_dy), lower = load_shared(of_dy + 32);
+struct Promotion {
+  static constexpr int kHalf = Tile::kColumns / 16;  // of the pairs of x's scales
+  std::uint32_t of_x;
+  float upper, lower;
+  float2 x[2][kHalf];
+
+  __device__ __forceinline__ void load_half(int half) {
 #pragma unroll
-  for (int j = 0; j < Tile::kColumns / 8; ++j) {
-    const float2 s = take_pair(of_x + static_cast<std::uint32_t>(j) * 32);
-    acc[4 * j] = numerics::fma(part[4 * j], upper * s.x, acc[4 * j]);
-    acc[4 * j + 1] = numerics::fma(part[4 * j + 1], upper * s.y, acc[4 * j + 1]);
-    acc[4 * j + 2] = numerics::fma(part[4 * j + 2], lower * s.x, acc[4 * j + 2]);
-    acc[4 * j + 3] = numerics::fma(part[4 * j + 3], lower * s.y, acc[4 * j + 3]);
+    for (int j = 0; j < kHalf; ++j)
+      x[half][j] = take_pair(of_x + static_cast<std::uint32_t>((half * kHalf + j) * 32));
   }
-}
+  __device__ __forceinline__ explicit Promotion(std::uint32_t stage) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+    const std::uint32_t of_dy =
+        stage + Tile::kScales + static_cast<std::uint32_t>(thread / 32 * 16 + lane / 4) * 4;
+    of_x = stage + Tile::kXScales + static_cast<std::uint32_t>(lane % 4) * 8;
+    upper = load_shared(of_dy);
+    lower = load_shared(of_dy + 32);
+    load_half(0);
+  }
+  __device__ __forceinline__ void add(const float (&part)[Tile::kValues],
+                                      float (&acc)[Tile::kValues]) const {
+#pragma unroll
+    for (int j = 0; j < 2 * kHalf; ++j) {
+      const float2 s = x[j / kHalf][j % kHalf];
+      acc[4 * j] = numerics::fma(part[4 * j], upper * s.x, acc[4 * j]);
+      acc[4 * j + 1] = numerics::fma(part[4 * j + 1], upper * s.y, acc[4 * j + 1]);
+      acc[4 * j + 2] = numerics::fma(part[4 * j + 2], lower * s.x, acc[4 * j + 2]);
+      acc[4 * j + 3] = numerics::fma(part[4 * j + 3], lower * s.y, acc[4 * j + 3]);
+    }
+  }
+};
 
 // acc * (sdy[n] * sx[k]) of scales [E, N] and [E, K].
 template <typename Tile>
@@ -91,7 +110,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
   }
   ring.init(4 * Tile::kWarpgroups);
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = warpgroup_index();
   const int tiles = Tile::count(g);
   RingPosition<Tile::kStages> at;
   const auto blocks_of = [&](int expert) {
@@ -131,51 +150,72 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
   std::uint32_t parity = 0;
   float acc[Tile::kValues], part[Tile::kValues], other[Tile::kValues];
+  const std::uint32_t my_rows = static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
+  // Starts the product of the next block; returns its stage.
   const auto multiply = [&](float(&into)[Tile::kValues]) {
+    const int stage = at.stage;
     ring.wait_full(at);
-    const std::uint32_t dy = ring.stage(at) + static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
-    const std::uint32_t x = ring.stage(at) + Tile::kDyBytes;
+    at.advance();
+    const std::uint64_t dy = operand_128b(ring.stage(stage) + my_rows);
+    const std::uint64_t x = operand_128b(ring.stage(stage) + Tile::kDyBytes);
     keep_registers(into);
     wgmma_fence();
 #pragma unroll
-    for (std::uint32_t k = 0; k < kBlock; k += 32)
-      wgmma_fp8<kDy, kX>(into, operand_128b(dy + k), operand_128b(x + k), k > 0);
+    for (int k = 0; k < 4; ++k) wgmma_fp8<kDy, kX>(into, dy + 2 * k, x + 2 * k, k > 0);
     wgmma_commit();
-    at.advance();
+    keep_registers(into);
+    return stage;
   };
-  const auto add = [&](float(&from)[Tile::kValues], int stage) {
-    keep_registers(from);
+  // Waits until at most kPending later products are under way, and adds this one.
+  const auto add = [&]<int kPending>(float(&from)[Tile::kValues], int stage,
+                                     std::integral_constant<int, kPending>) {
     if constexpr (kScaling == Scaling::kBlock) {
-      promote_block<Tile>(from, ring.stage(stage), acc);
+      Promotion<Tile> promotion(ring.stage(stage));
+      wgmma_wait<kPending>();
+      keep_registers(from);
+      promotion.load_half(1);
+      ring.release(stage);
+      promotion.add(from, acc);
     } else {
+      wgmma_wait<kPending>();
+      keep_registers(from);
+      ring.release(stage);
 #pragma unroll
       for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + from[i];
     }
-    ring.release(stage);
+    keep_registers(acc);
   };
+  constexpr std::integral_constant<int, 0> kLast{};
+  constexpr std::integral_constant<int, 1> kOneBehind{};
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
        tile += static_cast<int>(gridDim.x), parity ^= 1) {
     const WgradPlace place = Tile::place(g, tile);
     const int blocks = blocks_of(place.expert);
 #pragma unroll
     for (float& c : acc) c = 0.0f;
+    // With two parts the tensor cores have the next block's product while one is added. (Nothing
+    // is under way at the end of a loop's body: the compiler would put everything in a row.)
     int b = 0;
-    if constexpr (Tile::kParts == 2)
-      for (; b + 1 < blocks; b += 2) {
-        const int stage = at.stage;
-        multiply(part);
-        const int next = at.stage;
-        multiply(other);
-        wgmma_wait<1>();
-        add(part, stage);
-        wgmma_wait<0>();
-        add(other, next);
+    if constexpr (Tile::kParts == 2) {
+      for (; b + 4 <= blocks; b += 4) {
+        const int s0 = multiply(part), s1 = multiply(other);
+        add(part, s0, kOneBehind);
+        const int s2 = multiply(part);
+        add(other, s1, kOneBehind);
+        const int s3 = multiply(other);
+        add(part, s2, kOneBehind);
+        add(other, s3, kLast);
       }
+      if (b + 2 <= blocks) {
+        const int s0 = multiply(part), s1 = multiply(other);
+        add(part, s0, kOneBehind);
+        add(other, s1, kLast);
+        b += 2;
+      }
+    }
     for (; b < blocks; ++b) {
-      const int stage = at.stage;
-      multiply(part);
-      wgmma_wait<0>();
-      add(part, stage);
+      const int stage = multiply(part);
+      add(part, stage, kLast);
     }
     if constexpr (kScaling == Scaling::kRow)
       if (blocks > 0) scale_rows<Tile>(g, place, dy_scales, x_scales, acc);
