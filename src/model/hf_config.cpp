@@ -138,6 +138,7 @@ RopeScaling read_rope_scaling(KeyReader& rope, std::int64_t max_positions) {
   rope.only("partial_rotary_factor", 1.0);
   if (kind == "default") return s;
   s.factor = rope.number("factor");
+  if (!(s.factor > 0)) rope.refuse("factor", "{} must be above 0", s.factor);
   if (kind == "linear") {
     s.kind = RopeScaling::kLinear;
   } else if (kind == "llama3") {
