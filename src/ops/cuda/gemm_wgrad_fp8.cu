@@ -201,8 +201,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     for (float& c : acc) c = 0.0f;
     const int s1 = multiply(other, blocks > 1);
     add(kOneBehind, part, s0, blocks > 0);
-    add(kLast, other, s1, blocks > 1);
-    int b = 2;
+    const int s2 = multiply(part, blocks > 2);
+    add(kOneBehind, other, s1, blocks > 1);
+    const int s3 = multiply(other, blocks > 3);
+    add(kOneBehind, part, s2, blocks > 2);
+    add(kLast, other, s3, blocks > 3);
+    int b = 4;
     for (; b + 4 <= blocks; b += 4) {
       const int t0 = multiply(part, true), t1 = multiply(other, true);
       add(kOneBehind, part, t0, true);
