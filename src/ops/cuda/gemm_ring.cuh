@@ -25,6 +25,7 @@ struct RingPosition {
   }
 };
 
+inline constexpr int kSharedMemory = 232448;             // that a block may have
 inline constexpr int kRingBarriers = 1024;               // bytes behind the stages
 inline constexpr int kRingSlack = 1024 + kRingBarriers;  // with alignment to 1024 bytes
 
