@@ -57,7 +57,8 @@ void read_merges(const JsonPart& merges, Bpe& bpe) {
       if (id < 0) merge.fail(fmt::format("'{}' is not in the vocabulary", shown(token)));
       return id;
     };
-    bpe.merges.set(id_of(left), id_of(right), {rank++, id_of(left + right)});
+    const std::int32_t first = id_of(left), second = id_of(right);
+    bpe.merges.set(first, second, {rank++, id_of(left + right)});
   }
 }
 

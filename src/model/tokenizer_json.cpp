@@ -14,7 +14,8 @@ std::vector<TokenizerPipeline::Text> all_texts(const Bpe& bpe, const AddedTokens
   for (const AddedToken& t : added.tokens) {
     const auto id = static_cast<std::size_t>(t.id);
     if (id >= texts.size()) texts.resize(id + 1);
-    texts[id] = {t.content, t.special};
+    // A special token whose normalized text is another one is not left out, as in `tokenizers`.
+    texts[id] = {t.text, t.special && t.text == t.content};
   }
   return texts;
 }

@@ -146,7 +146,7 @@ TEST_F(HostileTokenizer, has_bad_regular_expressions) {
   bad(std::string(70'000, 'a'), {"70000 bytes"});
 
   // A catastrophic one ends with an error that names it, soon.
-  for (const char* pattern : {"(a+)+$", "(a|aa)+$", "(?:a*)*b(?!x)c", "(a*)*(a*)*(a*)*c"}) {
+  for (const char* pattern : {"(a+)+$", "(a|aa)+$", "(?:a|a)*(?:b|$)"}) {
     const Tokenizer t = accepted([&](json& d) { regex(d) = pattern; });
     expect_refused([&] { encode(t, std::string(5000, 'a') + "!"); },
                    {"tokenizer.json", "pre_tokenizer", pattern});
