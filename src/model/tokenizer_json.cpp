@@ -24,13 +24,14 @@ std::vector<TokenizerPipeline::Text> all_texts(const Bpe& bpe, const AddedTokens
 
 TokenizerPipeline read_pipeline(const nlohmann::json& document, const std::string& file) {
   const JsonPart top{document, file, ""};
+  if (top["model"].is_null()) top.fail("model is missing");
+  check_model_type(top["model"].value, file);  // first: it says most about what the file is
   top.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
             "post_processor", "decoder", "model"});
   if (const std::string version = top["version"].text_or("1.0"); version != "1.0")
     top["version"].fail(fmt::format("'{}' is not supported, only 1.0", shown(version)));
   for (const char* key : {"truncation", "padding"})
     if (!top[key].is_null()) top[key].fail("is not supported; set it to null");
-  if (top["model"].is_null()) top.fail("model is missing");
   TokenizerPipeline p;
   p.normalizer = read_normalizer(top["normalizer"]);
   p.pre_tokenizer = read_pre_tokenizer(top["pre_tokenizer"]);

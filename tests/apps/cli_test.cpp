@@ -100,10 +100,10 @@ TEST_F(Cli, TokenizeWritesTheIdsOfEachLineAndTakesThemBack) {
   const Outcome bad = lockstep_with("tokenize --decode --model " + model, path("bad"));
   EXPECT_EQ(bad.code, 2);
   EXPECT_TRUE(holds(bad.text, "line 2")) << bad.text;
-  put("unigram/tokenizer.json", R"({"model": {"type": "Unigram", "vocab": []}})");
-  const Outcome refused = lockstep_with("tokenize --model " + path("unigram"), path("bad"));
+  put("unigram.json", R"({"model": {"type": "Unigram", "vocab": []}})");
+  const Outcome refused = lockstep_with("tokenize --model " + path("unigram.json"), path("bad"));
   EXPECT_EQ(refused.code, 2);
-  EXPECT_TRUE(holds(refused.text, "Unigram") && holds(refused.text, "tokenizer.json"))
+  EXPECT_TRUE(holds(refused.text, "Unigram") && holds(refused.text, "unigram.json"))
       << refused.text;
 }
 

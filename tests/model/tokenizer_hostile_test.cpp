@@ -54,6 +54,8 @@ TEST_F(HostileTokenizer, is_not_json_or_not_an_object) {
 TEST_F(HostileTokenizer, has_kinds_that_are_not_supported) {
   for (const char* type : {"WordPiece", "Unigram", "WordLevel", "Frobnicate"})
     changed({type, "BPE"}, [&](json& d) { d["model"]["type"] = type; });
+  refused(R"({"normalizer": {"type": "Precompiled"}, "model": {"type": "Unigram", "vocab": []}})",
+          {"Unigram"});
   for (const char* type : {"BertNormalizer", "Precompiled", "Nmt", "StripAccents"})
     changed({"normalizer", type}, [&](json& d) { d["normalizer"] = {{"type", type}}; });
   for (const char* type : {"Metaspace", "Whitespace", "Punctuation", "BertPreTokenizer"})
