@@ -53,11 +53,8 @@ struct Cli : TempDirTest {
 TEST_F(Cli, EveryVerbHasHelpWithAnExample) {
   const Outcome all = lockstep("--help");
   EXPECT_EQ(all.code, 0);
-<<<<<<< HEAD
-  for (const char* verb : {"pretrain", "rl", "compare", "report", "doctor", "convert"}) {
-=======
-  for (const char* verb : {"pretrain", "rl", "compare", "report", "tokenize", "doctor"}) {
->>>>>>> token
+  for (const char* verb : {"pretrain", "rl", "compare", "report", "convert", "tokenize", "score",
+                           "generate", "doctor"}) {
     EXPECT_TRUE(holds(all.text, verb)) << verb;
     const Outcome help = lockstep(std::string(verb) + " --help");
     EXPECT_EQ(help.code, 0) << verb;
