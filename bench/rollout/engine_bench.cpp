@@ -68,7 +68,7 @@ void engine(benchmark::State& state) {
   model::Precision precision;
   precision.fp8 = true;
   const auto quantized = model::quantized_for(ctx, weights, precision);
-  const model::RopeTables rope = model::make_rope_tables(c);
+  const model::RopeTables rope = model::make_rope_tables(ctx, c);
   Options o;
   o.max_num_seqs = static_cast<int>(state.range(0));
   Engine engine(ctx, o, [](const std::vector<std::int32_t>&) { return std::string(); });

@@ -7,11 +7,12 @@
 #include "loop/corpus.h"
 #include "loop/headline.h"
 #include "loop/interrupt.h"
+#include "loop/log.h"
 #include "loop/progress.h"
 #include "loop/report.h"
 #include "loop/setup.h"
 #include "loop/tensorboard.h"
-#include "model/checkpoint.h"
+#include "model/fp8_import.h"
 #include "sync/refit.h"
 
 namespace lockstep::loop {
@@ -124,8 +125,12 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
     base::fail<base::InputError>("pretrain.sequence_length is {}, but the model has {} positions",
                                  p.sequence_length, weights->config.max_positions);
   tensor::Arena workspace;
-  policy::Policy policy =
-      policy::make_policy(make_context(config, workspace), weights, policy_options(config));
+  const tensor::Context ctx = make_context(config, workspace);
+  model::move_to(ctx, *weights);
+  if (from_checkpoint)
+    model::import_folder_fp8(ctx, config.policy.model_name, *weights, policy_precision(config),
+                             [](const std::string& line) { stderr_log().info(line); });
+  policy::Policy policy = policy::make_policy(ctx, weights, policy_options(config));
   const Corpus corpus(config, tokenizer);
   const policy::Schedule lr = schedule(config, p.max_num_steps);
 
@@ -196,7 +201,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   summary.interrupted = stop && state.step < p.max_num_steps;
   if (!summary.interrupted) {
     summary.output = p.output ? std::filesystem::path(*p.output) : session.folder.root / "model";
-    model::save_checkpoint(*weights, &tokenizer, summary.output);
+    model::save_checkpoint(model::on_host(*weights), &tokenizer, summary.output);
   }
   summary.report = write_report(session.folder.root);
   summary.seconds = steady_time() - started;

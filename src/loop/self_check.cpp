@@ -89,7 +89,8 @@ constexpr std::int64_t kM = 37, kN = 130, kK = 300;
 // The FP8 and the BF16 product, one after the other in one buffer.
 Tensor products(Isa isa, int threads) {
   tensor::Arena arena;
-  const tensor::Context ctx{tensor::Device::kCpu, isa, threads, &arena};
+  tensor::Context ctx = tensor::cpu_context(arena, threads);
+  ctx.isa = isa;
   Tensor out(tensor::Device::kCpu, DType::kFp32, {2 * kM, kN});
   const Tensor a = random_codes({kM, kK}, DType::kE4m3, 1);
   const Tensor a_scale = random_codes({3, kM}, DType::kFp32, 2);

@@ -4,17 +4,23 @@
 #include <limits>
 
 #include "rl/jsonl.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
 using base::InputError;
 
 tensor::Context make_context(const RunConfig& config, tensor::Arena& workspace) {
-  if (config.device == "cuda")
-    base::fail<InputError>(
-        "device: cuda was asked for, but this build has no CUDA backend; use device=auto or "
-        "device=cpu");
-  return tensor::cpu_context(workspace, static_cast<int>(config.num_threads));
+  const std::string problem = config.device == "cpu" ? "" : tensor::cuda_problem();
+  if (config.device == "cuda" && !problem.empty())
+    base::fail<InputError>("device: cuda was asked for, but {}; use device=auto or device=cpu",
+                           problem);
+  if (config.device == "cpu" || !problem.empty()) {
+    workspace = tensor::Arena(tensor::Device::kCpu);
+    return tensor::cpu_context(workspace, static_cast<int>(config.num_threads));
+  }
+  workspace = tensor::Arena(tensor::Device::kCuda);
+  return tensor::cuda_context(workspace);
 }
 
 namespace {
@@ -152,6 +158,7 @@ rollout::Options engine_options(const RunConfig& config) {
   o.num_blocks = static_cast<int>(g.num_blocks.value_or(0));
   o.max_num_batched_tokens = static_cast<int>(g.max_num_batched_tokens);
   o.enable_prefix_sharing = g.enable_prefix_sharing;
+  o.enforce_eager = g.enforce_eager;
   o.max_model_len = static_cast<int>(config.policy.max_total_sequence_length);
   return o;
 }

@@ -15,7 +15,8 @@
 
 namespace lockstep::loop {
 
-// `device`: auto and cpu give the CPU backend; cuda is an InputError in a build without it.
+// `device`: auto takes a GPU where there is one that the build can use; cuda without one is an
+// InputError that says why. The workspace becomes an arena of that device.
 tensor::Context make_context(const RunConfig& config, tensor::Arena& workspace);
 
 model::Precision policy_precision(const RunConfig& config);

@@ -1,12 +1,12 @@
 #include "loop/train_state.h"
 
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/file_io.h"
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 #include "sync/refit.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -33,11 +33,15 @@ std::vector<std::pair<std::string, TensorView>> slabs(const policy::Policy& p) {
 void write_train_state(const std::filesystem::path& folder, const policy::Policy& policy,
                        const model::Tokenizer& tokenizer, const TrainState& state) {
   std::filesystem::create_directories(folder / "policy");
-  model::save_checkpoint(*policy.weights, &tokenizer, folder / "policy" / "weights");
+  model::save_checkpoint(model::on_host(*policy.weights), &tokenizer,
+                         folder / "policy" / "weights");
   std::vector<model::TensorToWrite> tensors;
+  std::vector<tensor::Tensor> copies;  // of slabs on a GPU
   for (const auto& [name, view] : slabs(policy)) {
     std::vector<std::int64_t> shape(view.shape.dim, view.shape.dim + view.shape.rank);
-    tensors.push_back({name, file_dtype(view), shape, view.data});
+    if (!view.on_host()) copies.push_back(tensor::to_host(view));
+    tensors.push_back(
+        {name, file_dtype(view), shape, view.on_host() ? view.data : copies.back().view().data});
   }
   model::write_safetensors(folder / "policy" / "optimizer.safetensors", std::move(tensors));
   const nlohmann::json info = {{"current_step", state.step},
@@ -90,7 +94,8 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
           "policy.optimizer.moment_dtype",
           file.path.string(), name, model::dtype_name(t.dtype), fmt::join(t.shape, ", "),
           model::dtype_name(file_dtype(view)), fmt::join(shape, ", "));
-    std::memcpy(view.data, t.bytes.data(), t.bytes.size());
+    tensor::copy_bytes(policy.ctx, t.bytes.data(), tensor::Device::kCpu, view.data, view.device,
+                       t.bytes.size());
   }
   policy::publish(policy);
   const std::string found = sync::weight_checksum(policy.view());

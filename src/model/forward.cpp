@@ -7,9 +7,10 @@
 #include "model/operands.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
-#include "ops/norm.h"
+#include "ops/norm_quantize.h"
 #include "ops/permute_quantize.h"
 #include "ops/swiglu.h"
+#include "tensor/device.h"
 
 namespace lockstep::model {
 
@@ -40,11 +41,14 @@ LinearInput linear_input(const Context& ctx, const ModelView& model, int p, cons
   LinearInput in{x_MK, {}};
   if (!q.fp8[p]) return in;
   in.rows = take_rows(*ctx.workspace, x_MK.dim(0), x_MK.dim(1), q.precision.scaling());
-  ops::quantize_rows(ctx, x_MK, q.precision.activation_pow2, in.rows, stats);
-  if (columns != nullptr) {
-    *columns = take_columns(*keep, x_MK.dim(1), segments, q.precision.scaling());
-    ops::quantize_columns(ctx, x_MK, segments, q.precision.activation_pow2, *columns, nullptr);
+  if (columns == nullptr) {
+    ops::quantize_rows(ctx, x_MK, q.precision.activation_pow2, in.rows, stats);
+    return in;
   }
+  *columns =
+      take_columns(*keep, x_MK.dim(1), x_MK.dim(0), segments.experts(), q.precision.scaling());
+  ops::quantize_rows_columns(ctx, x_MK, segments, q.precision.activation_pow2, in.rows, *columns,
+                             stats);
   return in;
 }
 
@@ -58,21 +62,52 @@ void linear(const Context& ctx, const ModelView& model, int p, const LinearInput
 
 }  // namespace
 
-RopeTables make_rope_tables(const ModelConfig& config) {
-  RopeTables tables{
-      {tensor::Device::kCpu, DType::kFp32, {config.max_positions, config.head_dim / 2}},
-      {tensor::Device::kCpu, DType::kFp32, {config.max_positions, config.head_dim / 2}}};
-  ops::rope_table(config.rope_theta, tables.cos_PK, tables.sin_PK);
+// Computed on the CPU for every device: the C library's pow, sin and cos decide the last bits.
+RopeTables make_rope_tables(const Context& ctx, const ModelConfig& config) {
+  const Shape shape{config.max_positions, config.head_dim / 2};
+  const RopeTables host{{tensor::Device::kCpu, DType::kFp32, shape},
+                        {tensor::Device::kCpu, DType::kFp32, shape}};
+  ops::rope_table(config.rope_theta, host.cos_PK, host.sin_PK);
+  if (ctx.device == tensor::Device::kCpu) return host;
+  RopeTables tables{{ctx.device, DType::kFp32, shape}, {ctx.device, DType::kFp32, shape}};
+  tensor::copy(ctx, host.cos_PK, tables.cos_PK);
+  tensor::copy(ctx, host.sin_PK, tables.sin_PK);
   return tables;
 }
 
-Segments dense_segments(Arena& arena, std::int64_t rows) {
-  Segments s{arena.take(DType::kInt32, {2}), arena.take(DType::kInt32, {2})};
-  std::int32_t *offsets = s.offsets_E1.as<std::int32_t>(),
-               *padded = s.padded_offsets_E1.as<std::int32_t>();
-  offsets[0] = padded[0] = 0;
-  offsets[1] = static_cast<std::int32_t>(rows);
-  padded[1] = static_cast<std::int32_t>((rows + 127) / 128 * 128);
+Segments dense_segments(const Context& ctx, Arena& arena, std::int64_t rows) {
+  const std::int32_t offsets[] = {0, static_cast<std::int32_t>(rows)},
+                     padded[] = {0, static_cast<std::int32_t>(padded_capacity(rows, 1))};
+  return {tensor::upload<std::int32_t>(ctx, arena, offsets),
+          tensor::upload<std::int32_t>(ctx, arena, padded)};
+}
+
+PassCounters take_counters(const Context& ctx, Arena& arena, const ModelConfig& c) {
+  PassCounters p;
+  const TensorView stats =
+      arena.take(DType::kInt64, {kStatGroups * std::int64_t{sizeof(QuantStats)} / 8});
+  static_assert(sizeof(QuantStats) % 8 == 0);
+  p.stats = static_cast<QuantStats*>(stats.data);
+  p.offsets_LE = arena.take(DType::kInt32, {c.num_layers, c.num_experts + 1});
+  tensor::fill_bytes(ctx, stats, 0);
+  tensor::fill_bytes(ctx, p.offsets_LE, 0);
+  return p;
+}
+
+ForwardStats read_counters(const Context& ctx, const PassCounters& counters) {
+  QuantStats groups[kStatGroups];
+  tensor::copy_bytes(ctx, counters.stats, ctx.device, groups, tensor::Device::kCpu, sizeof(groups));
+  const std::int64_t L = counters.offsets_LE.dim(0), E = counters.offsets_LE.dim(1) - 1;
+  std::vector<std::int32_t> offsets(static_cast<std::size_t>(L * (E + 1)));
+  tensor::download(ctx, counters.offsets_LE, offsets.data());
+  ForwardStats s{groups[kAttentionInput],
+                 groups[kAttentionOutput],
+                 groups[kExpertInput],
+                 groups[kExpertActivation],
+                 {}};
+  for (std::int64_t l = 0; l < L; ++l)
+    for (std::int64_t e = 0; e < E; ++e)
+      s.expert_rows.push_back(offsets[l * (E + 1) + e + 1] - offsets[l * (E + 1) + e]);
   return s;
 }
 
@@ -87,8 +122,9 @@ void ForwardStats::add(const ForwardStats& other) {
 
 void forward_layer(const Context& ctx, const ModelView& model, int layer, const ForwardBatch& batch,
                    KvCache* cache, const TensorView& x_TD, const TensorView& delta_TD,
-                   const Segments& dense, LayerSaved* saved, Arena* keep_arena, ForwardStats* stats,
-                   const TensorView& x_out_TD, const TensorView& delta_out_TD) {
+                   const Segments& dense, LayerSaved* saved, Arena* keep_arena,
+                   const PassCounters& counters, const TensorView& x_out_TD,
+                   const TensorView& delta_out_TD) {
   const ModelConfig& c = model.weights->config;
   const ParamTable& table = model.weights->table;
   const LayerParams& p = table.layers[layer];
@@ -103,18 +139,25 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   LayerSaved local;
   LayerSaved& s = saved != nullptr ? *saved : local;
   Arena& keep = saved != nullptr ? *keep_arena : *ctx.workspace;
-  ForwardStats ignored;
-  ForwardStats& st = stats != nullptr ? *stats : ignored;
   const auto bf16 = [&](const Shape& shape) { return keep.take(DType::kBf16, shape); };
   const auto fp32 = [&](const Shape& shape) { return keep.take(DType::kFp32, shape); };
   const auto int32 = [&](const Shape& shape) { return keep.take(DType::kInt32, shape); };
 
   // 1. attention: norm, q|k|v, head norm and rotation, cache, softmax(qk)v, output projection
-  s.x1_TD = bf16({T, D}), s.h1_TD = bf16({T, D}), s.rstd1_T = fp32({T});
-  ops::rms_norm(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, s.h1_TD, s.rstd1_T);
+  s.x1_TD = bf16({T, D}), s.rstd1_T = fp32({T});
+  LinearInput h1;
+  if (q.fp8[p.qkv]) {
+    h1.rows = take_rows(*ctx.workspace, T, D, q.precision.scaling());
+    if (saved) s.h1_columns = take_columns(keep, D, T, 1, q.precision.scaling());
+    ops::rms_norm_quantize(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, none,
+                           s.rstd1_T, dense, q.precision.activation_pow2, h1.rows,
+                           saved ? &s.h1_columns : nullptr, counters.group(kAttentionInput));
+  } else {
+    h1.x_MK = s.h1_TD = bf16({T, D});
+    ops::rms_norm(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, s.h1_TD,
+                  s.rstd1_T);
+  }
   s.qkv_TN = bf16({T, table.qkv_rows});
-  const LinearInput h1 = linear_input(ctx, model, p.qkv, s.h1_TD, dense, &keep,
-                                      saved ? &s.h1_columns : nullptr, &st.attention_input);
   linear(ctx, model, p.qkv, h1, none, s.qkv_TN);
 
   s.q_THK = bf16({T, H, K}), s.k_TJK = bf16({T, J, K}), s.v_TJK = bf16({T, J, K});
@@ -139,7 +182,7 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   }
   const LinearInput a =
       linear_input(ctx, model, p.o, s.attention_THK.reshape({T, H * K}), dense, &keep,
-                   saved ? &s.attention_columns : nullptr, &st.attention_output);
+                   saved ? &s.attention_columns : nullptr, counters.group(kAttentionOutput));
   const TensorView o_TD = ctx.workspace->take(DType::kBf16, {T, D});
   linear(ctx, model, p.o, a, none, o_TD);
 
@@ -150,23 +193,20 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   ops::bf16_gemm(ctx, s.h2_TD, weight(p.router), ops::BLayout::kNK, none, s.logits_TE);
   const TensorView bias_E = model.weights->router_bias.view().rows(layer, 1).reshape({E});
   ops::router(ctx, s.logits_TE, bias_E, c.router, s.weights_TC, s.experts_TC);
-  s.segments = {int32({E + 1}), int32({E + 1})};
+  s.segments = {
+      counters.offsets_LE ? counters.offsets_LE.rows(layer, 1).reshape({E + 1}) : int32({E + 1}),
+      int32({E + 1})};
   s.row_TC = int32({T, C}), s.token_M = int32({M});
   ops::plan_permutation(ctx, s.experts_TC, s.segments, s.row_TC, s.token_M);
   const TensorView& offsets = s.segments.offsets_E1;
-  if (stats != nullptr) {
-    stats->expert_rows.resize(static_cast<std::size_t>(c.num_layers * E));
-    for (std::int64_t e = 0; e < E; ++e)
-      stats->expert_rows[layer * E + e] +=
-          offsets.as<std::int32_t>()[e + 1] - offsets.as<std::int32_t>()[e];
-  }
 
   LinearInput routed;
   if (q.fp8[p.gate_up]) {
     routed.rows = take_rows(*ctx.workspace, M, D, q.precision.scaling());
-    if (saved) s.routed_columns = take_columns(keep, D, s.segments, q.precision.scaling());
+    if (saved) s.routed_columns = take_columns(keep, D, M, E, q.precision.scaling());
     ops::permute_quantize(ctx, s.h2_TD, s.token_M, s.segments, q.precision.activation_pow2,
-                          routed.rows, saved ? &s.routed_columns : nullptr, &st.expert_input);
+                          routed.rows, saved ? &s.routed_columns : nullptr,
+                          counters.group(kExpertInput));
   } else {
     routed.x_MK = s.routed_MD = bf16({M, D});
     ops::permute(ctx, s.h2_TD, s.token_M, s.routed_MD);
@@ -177,10 +217,10 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   LinearInput activation;
   if (q.fp8[p.down]) {
     activation.rows = take_rows(*ctx.workspace, M, F, q.precision.scaling());
-    if (saved) s.activation_columns = take_columns(keep, F, s.segments, q.precision.scaling());
+    if (saved) s.activation_columns = take_columns(keep, F, M, E, q.precision.scaling());
     ops::swiglu_quantize(ctx, s.gate_up_MF, s.segments, q.precision.activation_pow2,
                          activation.rows, saved ? &s.activation_columns : nullptr,
-                         &st.expert_activation);
+                         counters.group(kExpertActivation));
   } else {
     activation.x_MK = s.activation_MF = bf16({M, F});
     ops::swiglu(ctx, s.gate_up_MF, s.activation_MF);
@@ -200,11 +240,12 @@ void forward(const Context& ctx, const ModelView& model, const ForwardBatch& bat
   Arena& keep = sink != nullptr ? *sink->arena : *ctx.workspace;
   const auto take = [&] { return keep.take(DType::kBf16, {T, D}); };
 
-  Segments dense = dense_segments(keep, T);
+  Segments dense;
   TensorView x_TD = take(), delta_TD;
   ops::embedding(ctx, batch.tokens_T, model.weights->view(table.embedding), x_TD);
   if (sink != nullptr) {
-    sink->dense = dense;
+    sink->dense = dense = dense_segments(ctx, keep, T);
+    sink->counters = take_counters(ctx, keep, c);
     sink->layers.assign(static_cast<std::size_t>(c.num_layers), {});
   }
   for (int l = 0; l < c.num_layers; ++l) {
@@ -213,7 +254,7 @@ void forward(const Context& ctx, const ModelView& model, const ForwardBatch& bat
     const TensorView delta_out = sink != nullptr || !delta_TD ? take() : delta_TD;
     LayerSaved* saved = sink != nullptr && !sink->recompute ? &sink->layers[l] : nullptr;
     forward_layer(ctx, model, l, batch, cache, x_TD, delta_TD, dense, saved, &keep,
-                  sink != nullptr ? &sink->stats : nullptr, x_out, delta_out);
+                  sink != nullptr ? sink->counters : PassCounters{}, x_out, delta_out);
     if (sink != nullptr) sink->layers[l].x_in_TD = x_TD, sink->layers[l].delta_in_TD = delta_TD;
     x_TD = x_out, delta_TD = delta_out;
   }

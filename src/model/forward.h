@@ -20,7 +20,7 @@ struct ModelView {
 struct RopeTables {
   tensor::Tensor cos_PK, sin_PK;
 };
-RopeTables make_rope_tables(const ModelConfig& config);
+RopeTables make_rope_tables(const tensor::Context& ctx, const ModelConfig& config);
 
 // T tokens of S sequences. Without a cache the keys are the batch's own.
 struct ForwardBatch {
@@ -62,13 +62,25 @@ struct ForwardStats {
   void add(const ForwardStats& other);
 };
 
+// The same counters while a pass runs: on the device, where the ops add to them.
+enum StatGroup { kAttentionInput, kAttentionOutput, kExpertInput, kExpertActivation, kStatGroups };
+struct PassCounters {
+  ops::QuantStats* stats = nullptr;  // by StatGroup
+  tensor::TensorView offsets_LE;  // int32 [layers, E + 1], the routed rows' offsets of each layer
+
+  ops::QuantStats* group(StatGroup g) const { return stats == nullptr ? nullptr : stats + g; }
+};
+PassCounters take_counters(const tensor::Context& ctx, tensor::Arena& arena, const ModelConfig& c);
+// Waits for the device.
+ForwardStats read_counters(const tensor::Context& ctx, const PassCounters& counters);
+
 struct ForwardSink {
-  tensor::Arena* arena = nullptr;
-  bool recompute = false;  // keep only the layers' inputs
+  tensor::Arena* arena = nullptr;  // of the context's device
+  bool recompute = false;          // keep only the layers' inputs
   std::vector<LayerSaved> layers;
   tensor::TensorView x_final_TD, rstd_final_T, hidden_TD;
   ops::Segments dense;  // one segment of all T rows
-  ForwardStats stats;
+  PassCounters counters;
 };
 
 // hidden_TD (BF16 [T, D]): the final norm's output, the input of the head.
@@ -80,7 +92,7 @@ void forward(const tensor::Context& ctx, const ModelView& model, const ForwardBa
 void forward_layer(const tensor::Context& ctx, const ModelView& model, int layer,
                    const ForwardBatch& batch, KvCache* cache, const tensor::TensorView& x_TD,
                    const tensor::TensorView& delta_TD, const ops::Segments& dense,
-                   LayerSaved* saved, tensor::Arena* keep, ForwardStats* stats,
+                   LayerSaved* saved, tensor::Arena* keep, const PassCounters& counters,
                    const tensor::TensorView& x_out_TD, const tensor::TensorView& delta_out_TD);
 
 // logits_RV FP32 of rows of hidden.
@@ -88,6 +100,6 @@ void head_logits(const tensor::Context& ctx, const ModelView& model,
                  const tensor::TensorView& hidden_RD, const tensor::TensorView& logits_RV);
 
 // One segment of `rows` rows, and where it lies padded: for the column codes of plain linears.
-ops::Segments dense_segments(tensor::Arena& arena, std::int64_t rows);
+ops::Segments dense_segments(const tensor::Context& ctx, tensor::Arena& arena, std::int64_t rows);
 
 }  // namespace lockstep::model

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/philox.h"
+#include "tensor/device.h"
 
 namespace lockstep::model {
 
@@ -27,6 +28,24 @@ Weights make_weights(const ModelConfig& config) {
   return w;
 }
 
+Weights on_host(const Weights& weights) {
+  Weights w = weights;
+  w.quantized.clear();
+  if (!w.slab.view().on_host()) w.slab = tensor::to_host(w.slab);
+  if (!w.router_bias.view().on_host()) w.router_bias = tensor::to_host(w.router_bias);
+  return w;
+}
+
+void move_to(const Context& ctx, Weights& weights) {
+  LOCKSTEP_CHECK(weights.quantized.empty(), "weights move before they are quantized");
+  for (Tensor* t : {&weights.slab, &weights.router_bias}) {
+    if (t->view().device == ctx.device) continue;
+    Tensor moved(ctx.device, t->view().dtype, t->view().shape);
+    tensor::copy(ctx, *t, moved);
+    *t = std::move(moved);
+  }
+}
+
 void initialize(Weights& weights, std::uint64_t seed) {
   for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
     const Param& param = weights.table.params[p];
@@ -39,6 +58,7 @@ void initialize(Weights& weights, std::uint64_t seed) {
     const std::int64_t K = param.shape[param.shape.rank - 1];
     const std::int64_t N = param.shape[param.shape.rank - 2];
     for (const ParamPart& part : param.parts)
+#pragma omp parallel for schedule(static)
       for (std::int64_t n = 0; n < part.rows; ++n)
         for (std::int64_t k = 0; k < part.columns; ++k) {
           const std::int64_t i = (part.expert * N + part.row + n) * K + k;
@@ -54,27 +74,30 @@ void initialize(Weights& weights, std::uint64_t seed) {
 
 namespace {
 
-Tensor codes_tensor(const Shape& shape) { return {Device::kCpu, DType::kE4m3, shape}; }
-
-Tensor scales_tensor(const Shape& codes, Scaling scaling) {
+Shape scales_shape(const Shape& codes, Scaling scaling) {
   const auto blocks = [](std::int64_t n) { return (n + 127) / 128; };
-  if (scaling == Scaling::kRow) return {Device::kCpu, DType::kFp32, {codes[0], codes[1]}};
-  return {Device::kCpu, DType::kFp32, {codes[0], blocks(codes[1]), blocks(codes[2])}};
+  if (scaling == Scaling::kRow) return {codes[0], codes[1]};
+  return {codes[0], blocks(codes[1]), blocks(codes[2])};
 }
 
 void fill(const Context& ctx, const Weights& weights, QuantizedWeights& q) {
-  q.stats = {};
+  tensor::ArenaScope scratch(*ctx.workspace);
+  const TensorView stats =
+      ctx.workspace->take(DType::kInt64, {std::int64_t{sizeof(ops::QuantStats)} / 8});
+  tensor::fill_bytes(ctx, stats, 0);
   for (std::size_t p = 0; p < q.fp8.size(); ++p)
     if (q.fp8[p])
       ops::quantize_weight(ctx, weights.view(static_cast<int>(p)), q.precision.weight_scales(),
                            q.precision.weight_pow2, weights.table.params[p].part_rows, q.forward[p],
-                           q.transposed[p], &q.stats);
+                           q.transposed[p], static_cast<ops::QuantStats*>(stats.data));
+  tensor::download(ctx, stats, &q.stats);
 }
 
 }  // namespace
 
 std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& weights,
                                                 const Precision& precision) {
+  LOCKSTEP_CHECK(weights.slab.view().device == ctx.device, "weights are on another device");
   for (const auto& q : weights.quantized)
     if (q->precision == precision) return q;
   auto q = std::make_shared<QuantizedWeights>();
@@ -87,7 +110,8 @@ std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& wei
     const Shape& s = weights.table.params[p].shape;
     for (const bool swapped : {false, true}) {
       const Shape shape = swapped ? Shape{s[0], s[2], s[1]} : s;
-      Tensor codes = codes_tensor(shape), scales = scales_tensor(shape, precision.scaling());
+      Tensor codes(ctx.device, DType::kE4m3, shape),
+          scales(ctx.device, DType::kFp32, scales_shape(shape, precision.scaling()));
       (swapped ? q->transposed : q->forward)[p] = Fp8Weight{codes, scales, precision.scaling()};
       q->memory.push_back(std::move(codes));
       q->memory.push_back(std::move(scales));

@@ -38,8 +38,15 @@ struct Weights {
 // Zero weights of this shape.
 Weights make_weights(const ModelConfig& config);
 
+// The same weights with all their tensors in host memory, for saving; shared with `weights` where
+// they are there already. FP8 codes are left out.
+Weights on_host(const Weights& weights);
+
+// Moves the slab and the selection bias to the context's device. Before quantized_for.
+void move_to(const tensor::Context& ctx, Weights& weights);
+
 // Random weights: normal(0, initializer_range) for matrices, 1 for norms, from Philox(seed) by
-// element, so independent of order. The padding stays zero.
+// element, so independent of order. The padding stays zero. In host memory.
 void initialize(Weights& weights, std::uint64_t seed);
 
 // The quantized set for a precision, made and filled if it is not there yet (a BF16 precision gives

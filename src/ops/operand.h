@@ -32,11 +32,12 @@ struct Fp8Weight {
 };
 
 // Operand of a weight gradient: columns of [M, N] as rows, tokens last, each expert's segment
-// starting at a multiple of 128 (padded_offsets_E1) and filled up with zero codes. R = padded row
-// count.
+// starting at a multiple of 128 (padded_offsets_E1) and filled up with zero codes. R is room: a
+// multiple of 128, at least the padded row count (on a GPU an upper bound from the shapes, because
+// the count itself is a device value). What lies behind the last segment is never read or written.
 struct Fp8Columns {
   TensorView codes_NR;
-  TensorView scales;  // kBlock: [R / 128, N]; kRow: [E, N]
+  TensorView scales;  // kBlock: [R / 128, N], segments as in the codes; kRow: [E, N]
   Scaling scaling = Scaling::kBlock;
 };
 

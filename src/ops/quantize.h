@@ -29,10 +29,17 @@ void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const 
                    QuantStats* stats);
 
 // Column codes of x_MN (BF16) in each expert's segment: out.codes_NR E4M3 [N, R], zeros in the
-// padding. kBlock: one scale per 128 tokens and column (a block of padding alone gets 1, up to R);
-// kRow: one per segment and column (an empty segment gets 1).
+// padding of a segment. kBlock: one scale per 128 tokens and column (a block of padding alone gets
+// 1); kRow: one per segment and column (an empty segment gets 1). Codes and scales behind the last
+// segment (padded_offsets[E] .. R) are left alone.
 void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
                       bool pow2, const Fp8Columns& out, QuantStats* stats);
+
+// Row codes and column codes of the same tensor (BF16), as quantize_rows and quantize_columns write
+// them, from one read. The segments hold all of its rows. stats count the row codes only.
+void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
+                           bool pow2, const Fp8Rows& rows, const Fp8Columns& columns,
+                           QuantStats* stats);
 
 enum class WeightScales {
   kBlock128,   // recipe blockwise: 128 x 128

@@ -20,9 +20,10 @@ struct Packed {
   std::vector<std::int32_t> row_R, target_R, sequence_R, position_R;
 };
 
-// Tensors are taken from `arena`. A sequence of fewer than two tokens, or longer than max_positions
+// Tensors are taken from `arena`, of the context's device. A sequence of fewer than two tokens, or
+// longer than max_positions
 // + 1, is an InputError that names its index. At least one sequence.
-Packed pack(tensor::Arena& arena, std::span<const data::TrainSequence> sequences,
-            std::int64_t max_positions);
+Packed pack(const tensor::Context& ctx, tensor::Arena& arena,
+            std::span<const data::TrainSequence> sequences, std::int64_t max_positions);
 
 }  // namespace lockstep::policy

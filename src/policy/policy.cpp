@@ -2,17 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "ops/cast.h"
 #include "policy/backward.h"
 #include "policy/head.h"
 #include "policy/packing.h"
+#include "tensor/device.h"
 
 namespace lockstep::policy {
 
 using data::TrainSequence;
 using tensor::ArenaScope;
-using tensor::Device;
 using tensor::DType;
 using tensor::Tensor;
 using tensor::TensorView;
@@ -28,15 +28,15 @@ Policy make_policy(const tensor::Context& ctx, std::shared_ptr<model::Weights> w
   p.ctx = ctx;
   p.weights = std::move(weights);
   p.quantized = model::quantized_for(ctx, *p.weights, options.precision);
-  p.rope = model::make_rope_tables(p.weights->config);
+  p.rope = model::make_rope_tables(ctx, p.weights->config);
+  p.saved = tensor::Arena(ctx.device);
   const std::int64_t n = p.weights->table.count;
   const DType moments = options.bf16_moments ? DType::kBf16 : DType::kFp32;
-  p.master = Tensor(Device::kCpu, DType::kFp32, {n});
-  p.m = Tensor(Device::kCpu, moments, {n});
-  p.v = Tensor(Device::kCpu, moments, {n});
-  p.grads = Tensor(Device::kCpu, DType::kFp32, {n});
-  for (std::int64_t i = 0; i < n; ++i)
-    p.master.as<float>()[i] = numerics::to_float(p.weights->slab.as<numerics::Bf16>()[i]);
+  p.master = Tensor(ctx.device, DType::kFp32, {n});
+  p.m = Tensor(ctx.device, moments, {n});
+  p.v = Tensor(ctx.device, moments, {n});
+  p.grads = Tensor(ctx.device, DType::kFp32, {n});
+  ops::cast(ctx, p.weights->slab, p.master);
   return p;
 }
 
@@ -99,7 +99,8 @@ void update_router_bias(Policy& p) {
   if (p.options.bias_update_rate == 0) return;
   const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
   const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
-  float* bias = p.weights->router_bias.as<float>();
+  const Tensor host = tensor::to_host(p.weights->router_bias);
+  float* bias = host.as<float>();
   for (std::size_t l = 0; l < rows.size() / E; ++l) {
     std::int64_t sum = 0;
     for (std::size_t e = 0; e < E; ++e) sum += rows[l * E + e];
@@ -109,10 +110,11 @@ void update_router_bias(Policy& p) {
       bias[l * E + e] += static_cast<float>(p.options.bias_update_rate * sign);
     }
   }
+  tensor::copy(p.ctx, host, p.weights->router_bias);
 }
 
 void reset_step(Policy& p) {
-  std::memset(p.grads.view().data, 0, p.grads.view().bytes());
+  tensor::fill_bytes(p.ctx, p.grads, 0);
   p.loss = p.aux_loss = 0;
   p.tokens = 0;
   p.forward_stats = p.gradient_stats = {};
@@ -125,10 +127,12 @@ Logprobs score(const tensor::Context& ctx, const model::ModelView& model,
                Logprobs* entropies) {
   const model::ModelConfig& c = model.weights->config;
   ArenaScope scratch(*ctx.workspace);
-  const Packed packed = pack(*ctx.workspace, sequences, c.max_positions);
+  const Packed packed = pack(ctx, *ctx.workspace, sequences, c.max_positions);
   const TensorView hidden_TD = ctx.workspace->take(DType::kBf16, {packed.tokens, c.hidden_size});
   model::forward(ctx, model, packed.batch, nullptr, nullptr, hidden_TD);
-  const auto stats = head_forward(ctx, model, hidden_TD, packed.row_R, packed.target_R, sampling);
+  const HeadRows rows =
+      make_head_rows(ctx, *ctx.workspace, packed.row_R, packed.target_R, sampling);
+  const auto stats = head_forward(ctx, model, hidden_TD, rows);
   Logprobs out = shaped_like(sequences);
   if (entropies != nullptr) *entropies = out;
   for (std::size_t r = 0; r < stats.size(); ++r) {
@@ -146,7 +150,7 @@ Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double 
   const model::ModelConfig& c = p.weights->config;
   ArenaScope scratch(*p.ctx.workspace);
   p.saved.reset();
-  const Packed packed = pack(*p.ctx.workspace, sequences, c.max_positions);
+  const Packed packed = pack(p.ctx, *p.ctx.workspace, sequences, c.max_positions);
   p.tokens += packed.tokens;
   model::ForwardSink sink;
   sink.arena = &p.saved;
@@ -154,9 +158,10 @@ Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double 
   const TensorView hidden_TD = p.saved.take(DType::kBf16, {packed.tokens, c.hidden_size});
   const TensorView d_hidden_TD = p.saved.take(DType::kBf16, {packed.tokens, c.hidden_size});
   model::forward(p.ctx, p.view(), packed.batch, nullptr, &sink, hidden_TD);
-  const auto stats =
-      head_forward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling);
-  p.forward_stats.add(sink.stats);
+  const HeadRows rows =
+      make_head_rows(p.ctx, *p.ctx.workspace, packed.row_R, packed.target_R, sampling);
+  const auto stats = head_forward(p.ctx, p.view(), hidden_TD, rows);
+  p.forward_stats.add(model::read_counters(p.ctx, sink.counters));
 
   Logprobs logprobs = shaped_like(sequences), d_logprobs = shaped_like(sequences);
   for (std::size_t r = 0; r < stats.size(); ++r)
@@ -166,8 +171,7 @@ Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double 
   for (std::size_t r = 0; r < stats.size(); ++r)
     g_R[r] = d_logprobs[packed.sequence_R[r]][packed.position_R[r]];
 
-  head_backward(p.ctx, p.view(), hidden_TD, packed.row_R, packed.target_R, sampling, stats, g_R,
-                d_hidden_TD, p.grads);
+  head_backward(p.ctx, p.view(), hidden_TD, rows, g_R, d_hidden_TD, p.grads);
   BalanceLoss balance{p.options.aux_loss_coeff, share, 0};
   backward(p.ctx, p.view(), packed.batch, sink, d_hidden_TD, &balance, p.grads, &p.gradient_stats);
   p.aux_loss += balance.value;
@@ -217,8 +221,7 @@ StepResult finish_step(Policy& p, double learning_rate) {
 }
 
 void publish(Policy& p) {
-  for (std::int64_t i = 0; i < p.weights->table.count; ++i)
-    p.weights->slab.as<numerics::Bf16>()[i] = numerics::to_bf16(p.master.as<float>()[i]);
+  ops::cast(p.ctx, p.master, p.weights->slab);
   model::requantize(p.ctx, *p.weights);
 }
 

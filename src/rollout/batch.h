@@ -23,6 +23,15 @@ struct Sampled {
   std::vector<ops::RowStats> stats;
 };
 
+// What the sampler reads for the sequence's next token.
+ops::RowSampling row_sampling(const Sequence& sequence);
+
+// Draws one token from every row of hidden_UD, at most 2^24 logits at a time (at least one row).
+// sampling and stats are device memory.
+void sample_rows(const tensor::Context& ctx, const model::ModelView& model,
+                 const tensor::TensorView& hidden_UD, const ops::RowSampling* sampling,
+                 const tensor::TensorView& tokens_U, ops::RowStats* stats);
+
 // Draws the plan's tokens from the hidden states of its forward. Logits of a row that several
 // sequences draw from are computed once; at most 2^24 logits exist at a time (at least one row).
 void sample_draws(const tensor::Context& ctx, const model::ModelView& model, const StepPlan& plan,

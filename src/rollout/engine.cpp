@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/device.h"
 
 namespace lockstep::rollout {
 
@@ -54,15 +54,15 @@ Options resolve(Options o, const ModelConfig& c) {
   return o;
 }
 
-model::KvCache make_cache(const Options& o, const ModelConfig& c, tensor::Device device) {
+model::KvCache make_cache(const Context& ctx, const Options& o, const ModelConfig& c) {
   const tensor::Shape shape{o.num_blocks * o.block_size, c.num_kv_heads, c.head_dim};
   model::KvCache cache;
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
-    cache.k.emplace_back(device, DType::kBf16, shape);
-    cache.v.emplace_back(device, DType::kBf16, shape);
+    cache.k.emplace_back(ctx.device, DType::kBf16, shape);
+    cache.v.emplace_back(ctx.device, DType::kBf16, shape);
     if (o.shuffle_pages == 0) continue;
     for (const TensorView& t : {cache.k.back().view(), cache.v.back().view()})
-      std::memset(t.data, 0xFF, t.bytes());  // BF16 NaN
+      tensor::fill_bytes(ctx, t, 0xFF);  // BF16 NaN
   }
   return cache;
 }
@@ -84,13 +84,15 @@ void Engine::set_model(const model::ModelView& model, std::uint64_t version) {
   const bool fits = scheduler_ != nullptr && options_.max_model_len == resolved.max_model_len &&
                     static_cast<std::int64_t>(cache_.k.size()) == c.num_layers &&
                     cache_.k[0].view().shape == rows;
+  if (model.weights != model_.weights || model.quantized != model_.quantized) graphs_.clear();
   model_ = model;
   version_ = version;
   if (fits) return;
   stats_ = stats();  // keeps the counts of the scheduler that goes
   scheduler_.reset();
   options_ = resolved;
-  cache_ = make_cache(options_, c, ctx_.device);
+  graphs_.clear();
+  cache_ = make_cache(ctx_, options_, c);
   scheduler_ = std::make_unique<Scheduler>(options_);
 }
 
@@ -145,14 +147,23 @@ void Engine::run_batch() {
   }
   ++stats_.steps;
   copy_pages(ctx_, plan_, options_.block_size, cache_);
+  if (!options_.enforce_eager && DecodeGraphs::fits(ctx_, plan_)) {
+    graphs_.run(ctx_, model_, plan_, options_, cache_, sampled_);
+    ++stats_.graph_steps;
+  } else {
+    run_eagerly();
+  }
+  scheduler_->commit(plan_);
+  for (std::size_t i = 0; i < plan_.draws.size(); ++i)
+    accept(plan_.draws[i], sampled_.tokens[i], sampled_.stats[i].logprob);
+}
+
+void Engine::run_eagerly() {
   const model::ForwardBatch batch = make_batch(ctx_, plan_, options_.block_size);
   const TensorView hidden_TD =
       ctx_.workspace->take(DType::kBf16, {plan_.tokens, model_.weights->config.hidden_size});
   model::forward(ctx_, model_, batch, &cache_, nullptr, hidden_TD);
   sample_draws(ctx_, model_, plan_, hidden_TD, sampled_);
-  scheduler_->commit(plan_);
-  for (std::size_t i = 0; i < plan_.draws.size(); ++i)
-    accept(plan_.draws[i], sampled_.tokens[i], sampled_.stats[i].logprob);
 }
 
 void Engine::accept(const Draw& draw, std::int32_t token, float logprob) {
@@ -162,6 +173,7 @@ void Engine::accept(const Draw& draw, std::int32_t token, float logprob) {
   s.tokens.push_back(token);
   s.logprobs.push_back(logprob);
   ++stats_.generated_tokens;
+  if (on_token_) on_token_(s.id, token);
   if (auto end = ending(s, detokenize_)) finish(s, std::move(*end));
 }
 
@@ -197,7 +209,8 @@ void Engine::drop_all() {
 std::vector<Finished> Engine::take_finished() { return std::exchange(finished_, {}); }
 
 std::vector<data::Trajectory> Engine::generate(
-    std::vector<Request> requests, const std::function<void(const Progress&)>& on_progress) {
+    std::vector<Request> requests, const std::function<void(const Progress&)>& on_progress,
+    const std::function<void(std::int64_t, std::int32_t)>& on_token) {
   const RequestLimits limit = limits();
   for (const Request& request : requests) check_request(request, limit);
   Progress progress;
@@ -212,6 +225,14 @@ std::vector<data::Trajectory> Engine::generate(
       return true;
     });
   };
+  struct Listening {
+    Engine& engine;
+    ~Listening() { engine.on_token_ = nullptr; }
+  } listening{*this};
+  if (on_token)
+    on_token_ = [&](std::int64_t id, std::int32_t token) {
+      if (id >= first && id < first + progress.total) on_token(id - first, token);
+    };
   try {
     for (Request& request : requests) submit(std::move(request));
     collect();
@@ -229,6 +250,13 @@ std::vector<data::Trajectory> Engine::generate(
     throw;
   }
   return out;
+}
+
+std::size_t Engine::cache_bytes() const {
+  std::size_t bytes = 0;
+  for (std::size_t l = 0; l < cache_.k.size(); ++l)
+    bytes += cache_.k[l].view().bytes() + cache_.v[l].view().bytes();
+  return bytes;
 }
 
 EngineStats Engine::stats() const {

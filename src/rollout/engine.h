@@ -11,6 +11,7 @@
 
 #include "model/forward.h"
 #include "rollout/batch.h"
+#include "rollout/decode_graphs.h"
 #include "rollout/ending.h"
 #include "rollout/request_check.h"
 #include "rollout/scheduler.h"
@@ -27,7 +28,8 @@ struct EngineStats {
   std::int64_t page_copies = 0;
   std::int64_t preemptions = 0;
   std::int64_t peak_pages = 0;
-  double seconds = 0;  // in step()
+  std::int64_t graph_steps = 0;  // of them decodes by graph
+  double seconds = 0;            // in step()
 };
 
 struct Finished {
@@ -67,18 +69,22 @@ class Engine {
 
   // All requests to their end; trajectories in the order of the requests. Either all requests are
   // accepted or, with an InputError, none. What on_progress (called after every batch) throws
-  // passes through, and the requests are dropped.
+  // passes through, and the requests are dropped. on_token is called for every sampled token, also
+  // the one that ends an answer, with the request's place among `requests`.
   std::vector<data::Trajectory> generate(
       std::vector<Request> requests,
-      const std::function<void(const Progress&)>& on_progress = nullptr);
+      const std::function<void(const Progress&)>& on_progress = nullptr,
+      const std::function<void(std::int64_t, std::int32_t)>& on_token = nullptr);
 
   std::int64_t unfinished() const { return static_cast<std::int64_t>(sequences_.size()); }
   // The options with the model's values in place of 0.
   const Options& options() const { return options_; }
   EngineStats stats() const;
+  std::size_t cache_bytes() const;  // keys and values of all layers
 
  private:
   void run_batch();
+  void run_eagerly();
   void accept(const Draw& draw, std::int32_t token, float logprob);
   void finish(Sequence& sequence, Ending ending);
   void drop_all();
@@ -87,6 +93,7 @@ class Engine {
   tensor::Context ctx_;
   Options wanted_, options_;
   Detokenize detokenize_;
+  std::function<void(std::int64_t id, std::int32_t token)> on_token_;  // during generate
   model::ModelView model_;
   std::uint64_t version_ = 0;
   model::KvCache cache_;
@@ -97,6 +104,7 @@ class Engine {
   EngineStats stats_;
   StepPlan plan_;  // kept for their memory
   Sampled sampled_;
+  DecodeGraphs graphs_;
 };
 
 }  // namespace lockstep::rollout

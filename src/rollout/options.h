@@ -16,6 +16,7 @@ struct Options {
   int prefill_chunk = 0;  // most prompt tokens of one sequence in a forward; 0: no bound
   bool enable_prefix_sharing = true;  // sequences of one prompt compute it once
   std::int64_t max_model_len = 0;     // prompt and response; 0: the model's max_positions
+  bool enforce_eager = false;         // on a GPU: decode steps are launched op by op, not as graphs
   // For tests: other than 0, pages are handed out in an order shuffled by this seed and the cache
   // starts full of NaN.
   std::uint64_t shuffle_pages = 0;

@@ -5,6 +5,8 @@
 
 #include <memory>
 
+#include "tensor/device.h"
+
 namespace lockstep::sync {
 
 std::string weight_checksum(const model::ModelView& view) {
@@ -12,7 +14,9 @@ std::string weight_checksum(const model::ModelView& view) {
                                                                        &XXH3_freeState);
   LOCKSTEP_CHECK(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, "xxhash state");
   const auto add = [&](const tensor::TensorView& t) {
-    XXH3_128bits_update(state.get(), t.data, t.bytes());
+    tensor::read_pieces(t, [&](std::span<const std::byte> piece) {
+      XXH3_128bits_update(state.get(), piece.data(), piece.size());
+    });
   };
   for (std::size_t p = 0; p < view.weights->table.params.size(); ++p) {
     if (view.quantized->fp8[p]) {

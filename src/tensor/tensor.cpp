@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <utility>
+
 #include "base/env.h"
 #include "tensor/device.h"
 
@@ -135,6 +137,15 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
   return view;
 }
 
+std::size_t Arena::consolidate() {
+  LOCKSTEP_CHECK(chunk_ == 0 && offset_ == 0, "consolidate: something is taken");
+  const std::size_t bytes = std::exchange(peak_, 0);
+  if (chunks_.size() <= 1) return bytes;
+  chunks_.clear();  // before the new piece: both may not fit
+  chunks_.emplace_back(device_, DType::kE4m3, Shape{static_cast<std::int64_t>(bytes)});
+  return bytes;
+}
+
 void Arena::release(const Mark& mark) {
   chunk_ = mark.chunk;
   offset_ = mark.offset;
@@ -183,8 +194,8 @@ Isa best_isa() {
 }
 
 Context cpu_context(Arena& workspace, int threads) {
-  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(), &workspace,
-          nullptr};
+  return {Device::kCpu, best_isa(), threads > 0 ? threads : omp_get_max_threads(),
+          &workspace,   nullptr,    nullptr};
 }
 
 }  // namespace lockstep::tensor

@@ -128,6 +128,10 @@ class Arena {
   void release(const Mark& mark);  // frees everything taken since
   void reset() { release({}); }
   std::size_t peak_bytes() const { return peak_; }
+  // Gets one piece as large as the peak so far, so that a pass like the largest one takes no more
+  // memory, and returns its bytes; the peak counts anew. Nothing may be taken when it is called;
+  // views taken before are gone.
+  std::size_t consolidate();
 
  private:
   Device device_;
@@ -154,14 +158,17 @@ const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);  // by this processor
 Isa best_isa();               // the widest supported one, or what LOCKSTEP_CPU_ISA forces
 
+class OpProfile;
+
 // What an op needs besides its operands: where to run, how wide, and scratch memory. First
 // parameter of every op.
 struct Context {
   Device device = Device::kCpu;
   Isa isa = Isa::kPortable;
   int threads = 1;
-  Arena* workspace = nullptr;  // of this device
-  void* stream = nullptr;      // CUDA: the stream that orders the work
+  Arena* workspace = nullptr;    // of this device
+  void* stream = nullptr;        // CUDA: the stream that orders the work
+  OpProfile* profile = nullptr;  // CUDA: times the ops where it is set (tensor/op_profile.h)
 };
 
 // threads = 0: as many as OpenMP would take: OMP_NUM_THREADS, or else one for each core that this

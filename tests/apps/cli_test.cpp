@@ -53,7 +53,8 @@ struct Cli : TempDirTest {
 TEST_F(Cli, EveryVerbHasHelpWithAnExample) {
   const Outcome all = lockstep("--help");
   EXPECT_EQ(all.code, 0);
-  for (const char* verb : {"pretrain", "rl", "compare", "report", "tokenize", "doctor"}) {
+  for (const char* verb : {"pretrain", "rl", "compare", "report", "convert", "tokenize", "score",
+                           "generate", "doctor"}) {
     EXPECT_TRUE(holds(all.text, verb)) << verb;
     const Outcome help = lockstep(std::string(verb) + " --help");
     EXPECT_EQ(help.code, 0) << verb;
@@ -128,6 +129,37 @@ TEST_F(Cli, BadInputEndsWithCode2AndSaysWhatToDo) {
     const Outcome out = lockstep(c.arguments);
     EXPECT_EQ(out.code, 2) << c.arguments << "\n" << out.text;
     EXPECT_TRUE(holds(out.text, c.message)) << c.arguments << "\n" << out.text;
+  }
+}
+
+TEST_F(Cli, ConvertWritesAFolderThatConvertsBack) {
+  const std::string demo = "'" LOCKSTEP_SOURCE_DIR "/models/demo'";
+  const Outcome fp8 =
+      lockstep("convert --input " + demo + " --output " + path("fp8") + " --to fp8");
+  EXPECT_EQ(fp8.code, 0) << fp8.text;
+  EXPECT_TRUE(holds(fp8.text, "Qwen3MoeForCausalLM")) << fp8.text;
+  EXPECT_TRUE(std::filesystem::exists(dir / "fp8/tokenizer.json"));
+  EXPECT_EQ(lockstep("convert --input " + path("fp8") + " --output " + path("bf16") +
+                     " --to bf16 "
+                     "--max-shard-size 500KB")
+                .code,
+            0);
+  EXPECT_TRUE(std::filesystem::exists(dir / "bf16/model.safetensors.index.json"));
+  const struct {
+    std::string arguments, message;
+  } cases[] = {
+      {"--input " + path("absent") + " --output " + path("x"), "absent"},
+      {"--input " + demo + " --output " + path("x") + " --to int4", "int4"},
+      {"--input " + demo + " --output " + path("x") + " --max-shard-size big", "--max-shard-size"},
+      {"--input " + demo + " --output " + path("x") + " --upcycle experts=2", "dense"},
+      {"--from gguf --input " + demo + "/config.json --output " + path("x"), "GGUF"},
+      {"--from ollama --input " + demo + " --output " + path("x"), "ollama"},
+  };
+  for (const auto& c : cases) {
+    const Outcome out = lockstep("convert " + c.arguments);
+    EXPECT_EQ(out.code, 2) << c.arguments << "\n" << out.text;
+    EXPECT_TRUE(holds(out.text, c.message)) << c.arguments << "\n" << out.text;
+    EXPECT_FALSE(std::filesystem::exists(dir / "x"));
   }
 }
 

@@ -19,7 +19,7 @@ inline EngineRun run_engine(Weights& weights, const Precision& precision,
   tensor::Arena workspace, arena;
   const tensor::Context ctx = tensor::cpu_context(workspace, 1);
   const auto quantized = quantized_for(ctx, weights, precision);
-  const RopeTables rope = make_rope_tables(weights.config);
+  const RopeTables rope = make_rope_tables(ctx, weights.config);
   const ModelView view{&weights, quantized.get(), rope.cos_PK, rope.sin_PK};
 
   std::vector<std::int32_t> tokens, positions, offsets = {0}, lengths;

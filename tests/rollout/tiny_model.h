@@ -34,7 +34,7 @@ struct TinyModel {
         weights(model::make_weights(tiny_config(max_positions))) {
     model::initialize(weights, seed);
     quantized = model::quantized_for(ctx, weights, precision);
-    rope = model::make_rope_tables(weights.config);
+    rope = model::make_rope_tables(ctx, weights.config);
   }
   model::ModelView view() const { return {&weights, quantized.get(), rope.cos_PK, rope.sin_PK}; }
 

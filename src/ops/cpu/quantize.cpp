@@ -1,7 +1,6 @@
 #include "ops/cpu/quantize.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "ops/cpu/quantize_block.h"
 
@@ -103,15 +102,9 @@ void quantize_columns_of(const Context& ctx, const TensorView& x_MN, const Segme
 #pragma omp for schedule(static)
     for (std::int64_t c = 0; c < N; c += kTile) {
       const std::int64_t n = std::min(kTile, N - c);
-      for (std::int64_t e = 0; e <= E; ++e) {  // e = E: what lies behind the last segment
+      for (std::int64_t e = 0; e < E; ++e) {
         const std::int64_t begin = padded[e];
-        const ColumnSegment at{N, e < E ? offsets[e + 1] - offsets[e] : 0,
-                               (e < E ? padded[e + 1] : R) - begin, R, N};
-        if (e == E && (!blocks || at.padded == 0)) {
-          for (std::int64_t i = c; i < c + n; ++i)
-            std::memset(codes + i * R + begin, 0, static_cast<std::size_t>(R - begin));
-          break;
-        }
+        const ColumnSegment at{N, offsets[e + 1] - offsets[e], padded[e + 1] - begin, R, N};
         float* to = scales + (blocks ? begin / kQuantBlock : e) * N + c;
         quantize_segment(x + offsets[e] * N + c, at, n, blocks, pow2, codes + c * R + begin, to,
                          stats != nullptr ? &local : nullptr);

@@ -4,11 +4,15 @@
 // values in device memory are not checked, because that would stop the stream.
 #pragma once
 
-#include "tensor/tensor.h"
+#include "tensor/op_profile.h"
 
 #ifdef LOCKSTEP_HAVE_CUDA
-#define LOCKSTEP_CUDA_CALL(ctx, function, ...) \
-  if ((ctx).device == ::lockstep::tensor::Device::kCuda) return cuda::function(__VA_ARGS__)
+#define LOCKSTEP_CUDA_CALL(ctx, function, ...)                 \
+  if ((ctx).device == ::lockstep::tensor::Device::kCuda) {     \
+    const ::lockstep::tensor::OpTimer timer((ctx), #function); \
+    return cuda::function(__VA_ARGS__);                        \
+  }                                                            \
+  static_assert(true)
 #else
 #define LOCKSTEP_CUDA_CALL(ctx, function, ...)                     \
   LOCKSTEP_CHECK((ctx).device == ::lockstep::tensor::Device::kCpu, \

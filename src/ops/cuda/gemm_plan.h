@@ -1,0 +1,28 @@
+// Which kernel an FP8 GEMM runs on. All plans give the same bytes (docs/numerics.md, section 6), so
+// the choice is one of speed alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lockstep::ops::cuda {
+
+enum class GemmPlan {
+  k256x128,         // tiles of rows x columns
+  k256x128Cluster,  // pairs of CTAs share the rows
+  k128x128,
+  k128x128Cluster,
+  k128x160,
+  k128x192,
+  k192x128,
+  k192x128Cluster,
+  kFew,  // up to 64 rows a tile, for decode
+};
+
+const std::vector<std::string>& gemm_plan_names();  // in the order of the enumeration
+
+// For M rows spread over E experts; what LOCKSTEP_PLAN names, if set.
+GemmPlan plan_gemm(std::int64_t E, std::int64_t M, std::int64_t N, std::int64_t K);
+
+}  // namespace lockstep::ops::cuda
