@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
     const int group = warp / 4;
     const std::uint32_t warp_staging =
         staging + static_cast<std::uint32_t>(warp * Shape::kWarpStaging);
+    const std::uint32_t first_stage = operand_low(stages);
     float sum[kWaves][kColumns / 2], part[kColumns / 2];
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) part[i] = 0.0f;
@@ -173,15 +174,16 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
       const int first_group = 128 - column % 128;
       for (int g = 0; g < blocks; ++g, ring.advance()) {
         mbarrier_wait(ring.full(), ring.phase);
-        const std::uint32_t a =
-            stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
+        const std::uint32_t stage =
+            first_stage + static_cast<std::uint32_t>(ring.stage * (Shape::kStageBytes / 16));
         const std::uint32_t a_scale =
             scales + static_cast<std::uint32_t>(ring.stage * Shape::kScaleBytes);
         if (waves <= 0) release_stage<kCluster>(ring.empty(), lane);
 #pragma unroll
         for (int w = 0; w < kWaves; ++w) {
           if (w >= waves) continue;
-          start_block<kA, kB>(part, a + 8192 * (group + w * kConsumers), a + Shape::kABytes);
+          start_block<kA, kB>(part, stage + 512 * (group + w * kConsumers),
+                              stage + Shape::kABytes / 16);
           float s[Shape::kGroups][2];
           if constexpr (kBlock) {
             const std::uint32_t mine =
