@@ -7,7 +7,8 @@
 // steps and is then promoted into `sum` (docs/numerics.md, sections 4 and 6); the other warpgroups
 // multiply meanwhile. Rows of the next expert may be loaded and multiplied; they are not stored.
 //
-// kCluster = 2: two CTAs with neighbouring column tiles load one half of A each, for both.
+// kCluster = 2 or 4: CTAs with neighbouring column tiles load the slices of A in turn, each for
+// all.
 #pragma once
 
 #include "ops/cuda/gemm_fp8_common.cuh"
@@ -23,8 +24,8 @@ struct RowsShape {
   static constexpr int kStageBytes = kABytes + kBBytes;
   static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
   static constexpr int kGroups = kColumns == 128 ? 1 : 2;  // scales of B that a tile meets
-  static constexpr int kPiece = kColumns % 64 == 0 ? 64 : 32;
-  static constexpr int kWarpStaging = 16 * kPiece * 2;  // BF16 results of a warp's 16 rows
+  static constexpr int kPiece = 64;                        // columns that are staged at a time
+  static constexpr int kWarpStaging = 16 * kPiece * 2;     // BF16 results of a warp's 16 rows
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
   static constexpr int kRowGroup = 2048 / kTileRows;  // row tiles that go together
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
