@@ -108,44 +108,44 @@ struct StreamMaps {
   CUtensorMap q, k, v;  // [width, heads, rows], boxes of 64 columns, one head
 };
 
+// last[h] is the last column that row h of the thread sees.
+__device__ __forceinline__ void stream_mask(float (&s)[64], const int (&last)[2]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 64; ++i)
+    if (i / 4 * 8 + column + i % 2 > last[i / 2 % 2]) s[i] = kNone;
+}
+
 // The softmax of a block on a wgmma accumulator (section 8): scores become p, the state moves on;
-// corr is what O is multiplied by. last[h] is the last column that row h of the thread sees.
+// corr is what O is multiplied by.
 struct StreamRows {
   float m[2], mc[2], l[2];
 };
-template <bool kMasked>
-__device__ __forceinline__ void stream_softmax(float (&s)[64], const int (&last)[2], float c,
-                                               StreamRows& w, float (&corr)[2]) {
-  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+__device__ __forceinline__ void stream_softmax(float (&s)[64], float c, StreamRows& w,
+                                               float (&corr)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float m[2] = {w.m[h], kNone};
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      float& x = s[4 * j + 2 * h];
-      float& y = s[4 * j + 2 * h + 1];
-      if (kMasked) {
-        if (8 * j + column > last[h]) x = kNone;
-        if (8 * j + column + 1 > last[h]) y = kNone;
-      }
-      m[j % 2] = fmaxf(m[j % 2], fmaxf(x, y));
-    }
+    for (int j = 0; j < 16; ++j)
+      m[j % 2] = fmaxf(m[j % 2], fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
     const float top = quad_max(fmaxf(m[0], m[1]));
     const float mc = top * c;
     corr[h] = softmax_exp2(w.mc[h] - mc);
     w.m[h] = top;
     w.mc[h] = mc;
-    float l = w.l[h] * corr[h];
+    w.l[h] = w.l[h] * corr[h];
+  }
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < 16; ++j)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
       float& x = s[4 * j + 2 * h];
       float& y = s[4 * j + 2 * h + 1];
-      x = softmax_exp2(numerics::fma(x, c, -mc));
-      y = softmax_exp2(numerics::fma(y, c, -mc));
-      l = l + (x + y);
+      x = softmax_exp2(numerics::fma(x, c, -w.mc[h]));
+      y = softmax_exp2(numerics::fma(y, c, -w.mc[h]));
+      w.l[h] = w.l[h] + (x + y);
     }
-    w.l[h] = l;
-  }
 }
 
 // p as operand A: four registers a step of 16 keys.
@@ -312,10 +312,9 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     };
     const auto softmax = [&](float(&x)[64], int b, StreamRows& w, float(&corr)[2]) {
       const int seen[2] = {position[0] - b * kBlock, position[1] - b * kBlock};
-      if (b * kBlock + kBlock - 1 > lowest)
-        stream_softmax<true>(x, seen, c, w, corr);
-      else
-        stream_softmax<false>(x, seen, c, w, corr);
+      if (b * kBlock + kBlock - 1 > lowest) stream_mask(x, seen);
+      stream_softmax(x, c, w, corr);
+      keep_registers(x);  // not behind the wait for the product that runs meanwhile
     };
     const auto release = [&](std::uint32_t barrier) {
       if (signals) mbarrier_arrive(barrier);
