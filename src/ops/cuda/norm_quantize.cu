@@ -10,6 +10,7 @@ struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
   static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 8;  // rows that are combined side by side
   const Bf16 *x, *w;
   const float* rstd;
   Bf16* h;

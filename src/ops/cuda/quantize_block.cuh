@@ -38,6 +38,12 @@ __device__ inline int nonzero_codes(std::uint32_t four) {
   return __popc(((four & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
 }
 
+// The highest bit of each byte: whether neither of its two codes is +-0.
+__device__ inline std::uint32_t nonzero_mask(uint2 codes) {
+  return ((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & ((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) &
+         0x80808080u;
+}
+
 template <typename Values>
 __device__ __noinline__ int count_flushed(Values x, uint2 codes) {
   int n = 0;
@@ -53,9 +59,7 @@ __device__ __noinline__ int count_flushed(Values x, uint2 codes) {
 // eight is what it costs.
 template <typename Values>
 __device__ inline int flushed(const Values& x, uint2 codes) {
-  const std::uint32_t some = ((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) &
-                             ((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u;
-  return some == 0x80808080u ? 0 : count_flushed(x, codes);
+  return nonzero_mask(codes) == 0x80808080u ? 0 : count_flushed(x, codes);
 }
 
 // Codes of a, b, c, d; a in the lowest byte.

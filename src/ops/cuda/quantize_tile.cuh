@@ -44,16 +44,25 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
       if (plan.stats != nullptr) stats.count_block(amax);
     }
   }
+  const auto codes_of = [&](int i) {
+    return encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
+  };
   Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
+  std::uint32_t all_nonzero = 0x80808080u;
 #pragma unroll
   for (int i = 0; i < 8; ++i, to += width) {
-    const float inv = __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i);
-    const uint2 codes = encode8(x[i], inv);
-    if (first + i >= tile.rows) continue;
-    store_codes<kVector>(to, codes, n);
-    if (plan.stats == nullptr || n <= 0) continue;
-    stats.values += min(n, 8);
-    stats.flushed += flushed(x[i], codes);
+    const uint2 codes = codes_of(i);
+    if (first + i < tile.rows) store_codes<kVector>(to, codes, n);
+    if (plan.stats != nullptr) all_nonzero &= nonzero_mask(codes);
+  }
+  if (plan.stats == nullptr) return;
+  if (n > 0) stats.values += min(n, 8) * min(8, max(0, tile.rows - first));
+  // Codes of zero are rare: they are looked at again only where a warp has one.
+  if (!__any_sync(kAllLanes, all_nonzero != 0x80808080u)) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint2 codes = codes_of(i);
+    if (first + i < tile.rows && n > 0) stats.flushed += flushed(x[i], codes);
   }
 }
 
@@ -222,7 +231,7 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
     if constexpr (Source::kCombines) {
       const auto columns = source.template columns<kVector>(here.column, here.columns);
-#pragma unroll 1
+#pragma unroll(Source::kUnroll)
       for (int i = 0; i < 8; ++i)
         source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, columns,
                                                 here.row + i, here.column,

@@ -13,6 +13,7 @@ struct ProductSource {
   using Values = Float8;
   static constexpr int kInputs = 2, kParts = 1, kCtas = 2;
   static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -36,6 +37,7 @@ struct GradientSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 3, kParts = 2, kCtas = 2;
   static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
