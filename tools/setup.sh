@@ -4,12 +4,12 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build make python3 libfmt-dev libspdlog-dev nlohmann-json3-dev
-          libyaml-cpp-dev libcli11-dev libxxhash-dev libgtest-dev)
+          libyaml-cpp-dev libcli11-dev libxxhash-dev libpcre2-dev libutf8proc-dev libgtest-dev)
 if [[ "${1:-}" == bench ]]; then packages+=(libbenchmark-dev); fi
 
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: no Debian system. The build needs a C++20 compiler, CMake 3.25, Ninja, Python 3 and" >&2
-  echo "setup: fmt, spdlog, nlohmann-json, yaml-cpp, CLI11, xxHash, GoogleTest; going on." >&2
+  echo "setup: fmt, spdlog, nlohmann-json, yaml-cpp, CLI11, xxHash, PCRE2, utf8proc, GoogleTest; going on." >&2
   exit 0
 fi
 

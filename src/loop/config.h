@@ -128,6 +128,7 @@ struct GenerationConfig {
 
 struct PolicyConfig {
   std::string model_name;
+  std::string load_format = "auto";
   TokenizerConfig tokenizer;
   std::optional<std::int64_t> train_global_batch_size;
   std::int64_t train_micro_batch_size = 32;
@@ -184,6 +185,7 @@ struct LoggerConfig {
   std::string log_dir = "runs/default";
   bool tensorboard_enabled = true;
   bool log_rollouts = true;
+  bool profile_ops = false;
   std::int64_t num_val_samples_to_print = 3;
 };
 

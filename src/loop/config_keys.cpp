@@ -125,6 +125,11 @@ void add_fp8(Keys& keys, const std::string& prefix, Fp8& c, const std::string& i
 
 void add_policy(Keys& keys, PolicyConfig& c) {
   add(keys, "policy.model_name", &c.model_name, kAny, "folder of the starting checkpoint");
+  add(keys, "policy.load_format", &c.load_format, kAny,
+      "auto: the weights in the folder; dummy: random ones of grpo.seed for the folder's "
+      "config.json, "
+      "to measure speed",
+      {"auto", "dummy"});
   add(keys, "policy.tokenizer.name", &c.tokenizer.name, kAny,
       "folder of the tokenizer; null: policy.model_name");
   add(keys, "policy.train_global_batch_size", &c.train_global_batch_size, kCount,
@@ -253,7 +258,8 @@ void add_pretrain(Keys& keys, PretrainConfig& c) {
 
 std::vector<ConfigKey> config_keys(RunConfig& c) {
   Keys keys;
-  add_operational(keys, "device", &c.device, kAny, "where to run; auto: a GPU where there is one", {"auto", "cpu", "cuda"});
+  add_operational(keys, "device", &c.device, kAny, "where to run; auto: a GPU where there is one",
+                  {"auto", "cpu", "cuda"});
   add_operational(keys, "num_threads", &c.num_threads, {0, 4096},
                   "CPU threads; 0: OMP_NUM_THREADS, or else all cores");
   add_grpo(keys, c.grpo);
@@ -284,6 +290,9 @@ std::vector<ConfigKey> config_keys(RunConfig& c) {
   add_operational(keys, "logger.log_dir", &c.logger.log_dir, kAny, "the run folder");
   add_operational(keys, "logger.tensorboard_enabled", &c.logger.tensorboard_enabled, kAny,
                   "write TensorBoard event files");
+  add_operational(keys, "logger.profile_ops", &c.logger.profile_ops, kAny,
+                  "on a GPU: metrics timing/ops/* by op; with policy.generation.enforce_eager the "
+                  "rollout's decode steps, too");
   add_operational(keys, "logger.log_rollouts", &c.logger.log_rollouts, kAny,
                   "write the samples of every step as JSONL");
   add_operational(keys, "logger.num_val_samples_to_print", &c.logger.num_val_samples_to_print,

@@ -45,21 +45,24 @@ Corpus::Corpus(const RunConfig& config, const model::Tokenizer& tokenizer)
       length_(config.pretrain.sequence_length) {
   const PretrainConfig& p = config.pretrain;
   if (p.data_path && p.format == "text") {
-    text_ = read_text(*p.data_path);
+    std::string text = read_text(*p.data_path), held_out;
     if (p.validation_path) {
-      held_out_text_ = read_text(*p.validation_path);
+      held_out = read_text(*p.validation_path);
     } else {
-      const std::size_t cut = text_.size() - text_.size() / 20;
-      held_out_text_ = text_.substr(cut);
-      text_.resize(cut);
+      const std::size_t cut = text.size() - text.size() / 20;
+      held_out = text.substr(cut);
+      text.resize(cut);
     }
+    text_ = tokenized(std::move(text));
+    held_out_text_ = tokenized(std::move(held_out));
+    const char* unit = tokenizer.pipeline ? "tokens" : "bytes";
     for (const auto* t : {&text_, &held_out_text_})
       if (t->size() <= static_cast<std::size_t>(length_))
         base::fail<InputError>(
-            "{}: {} bytes of {} text are fewer than pretrain.sequence_length + 1 = {}",
-            *p.data_path, t->size(), t == &text_ ? "training" : "held-out", length_ + 1);
-    description_ = fmt::format("{} bytes of text from {}, {} held out", text_.size(), *p.data_path,
-                               held_out_text_.size());
+            "{}: {} {} of {} text are fewer than pretrain.sequence_length + 1 = {}", *p.data_path,
+            t->size(), unit, t == &text_ ? "training" : "held-out", length_ + 1);
+    description_ = fmt::format("{} {} of text from {}, {} held out", text_.size(), unit,
+                               *p.data_path, held_out_text_.size());
   } else if (p.data_path) {
     examples_ =
         rl::load_jsonl(*p.data_path, {config.data.train.input_key, config.data.train.output_key});
@@ -95,20 +98,35 @@ Corpus::Corpus(const RunConfig& config, const model::Tokenizer& tokenizer)
   }
 }
 
-TrainSequence Corpus::window(const std::string& text, std::size_t begin) const {
+Corpus::Text Corpus::tokenized(std::string text) const {
+  if (!tokenizer_.pipeline) return {std::move(text), {}};
+  return {"", model::encode_ordinary(tokenizer_, text)};
+}
+
+TrainSequence Corpus::window(const Text& text, std::size_t begin) const {
+  const std::size_t count = std::min(static_cast<std::size_t>(length_) + 1, text.size() - begin);
   TrainSequence s;
-  s.tokens = model::encode_ordinary(
-      tokenizer_, std::string_view(text).substr(begin, static_cast<std::size_t>(length_) + 1));
+  if (tokenizer_.pipeline) {
+    const auto at = text.tokens.begin() + static_cast<std::ptrdiff_t>(begin);
+    s.tokens.assign(at, at + static_cast<std::ptrdiff_t>(count));
+  } else {
+    s.tokens =
+        model::encode_ordinary(tokenizer_, std::string_view(text.bytes).substr(begin, count));
+  }
   s.loss_mask.assign(s.tokens.size(), 1.0f);
   s.loss_mask[0] = 0;
   return s;
 }
 
-TrainSequence Corpus::answered(const std::string& prompt, const std::string& answer) const {
+TrainSequence Corpus::answered(data::Prompt prompt) const {
+  if (tokenizer_.eos_id < 0)
+    base::fail<base::InputError>(
+        "the tokenizer names no end of a text; give it an eos_token in tokenizer_config.json");
+  encode_prompt(tokenizer_, "", prompt);
   TrainSequence s;
-  s.tokens = model::encode_ordinary(tokenizer_, prompt);
+  s.tokens = std::move(prompt.tokens);
   s.loss_mask.assign(s.tokens.size(), 0.0f);
-  const auto answer_tokens = model::encode_ordinary(tokenizer_, answer);
+  const auto answer_tokens = model::encode_ordinary(tokenizer_, prompt.label);
   s.tokens.insert(s.tokens.end(), answer_tokens.begin(), answer_tokens.end());
   s.tokens.push_back(tokenizer_.eos_id);
   if (static_cast<std::int64_t>(s.tokens.size()) > length_ + 1)
@@ -124,33 +142,35 @@ TrainSequence Corpus::demonstration(std::int64_t i, bool held_out) const {
   for (const auto& [until, task] : mixture_)
     if (x < until || &task == &mixture_.back().second) {
       const rl::Demonstration d = rl::demonstration(task, index);
-      return answered(d.prompt, d.answer);
+      data::Prompt prompt;
+      prompt.text = d.prompt;
+      prompt.label = d.answer;
+      return answered(std::move(prompt));
     }
   base::fail<base::ContractError>("empty mixture");
 }
 
 TrainSequence Corpus::train(std::int64_t i) const {
-  if (!text_.empty())
+  if (text_.size() > 0)
     return window(text_,
                   draw(seed_, kWindowStream, i, text_.size() - static_cast<std::size_t>(length_)));
   if (!examples_.empty()) {
-    const data::Prompt& p = examples_[draw(seed_, kExampleStream, i, examples_.size())];
-    return answered(p.text, p.label);
+    return answered(examples_[draw(seed_, kExampleStream, i, examples_.size())]);
   }
   return demonstration(i, false);
 }
 
 TrainSequence Corpus::validation(std::int64_t i) const {
-  if (!held_out_text_.empty()) return window(held_out_text_, static_cast<std::size_t>(i * length_));
+  if (held_out_text_.size() > 0)
+    return window(held_out_text_, static_cast<std::size_t>(i * length_));
   if (!held_out_examples_.empty()) {
-    const data::Prompt& p = held_out_examples_[static_cast<std::size_t>(i)];
-    return answered(p.text, p.label);
+    return answered(held_out_examples_[static_cast<std::size_t>(i)]);
   }
   return demonstration(i, true);
 }
 
 std::int64_t Corpus::validation_size() const {
-  if (!held_out_text_.empty())
+  if (held_out_text_.size() > 0)
     return (static_cast<std::int64_t>(held_out_text_.size()) - 1) / length_;
   if (!held_out_examples_.empty()) return static_cast<std::int64_t>(held_out_examples_.size());
   return std::int64_t{1} << 30;

@@ -2,6 +2,8 @@
 // sees the same data.
 #pragma once
 
+#include <algorithm>
+
 #include "data/trajectory.h"
 #include "loop/config.h"
 #include "model/tokenizer.h"
@@ -22,14 +24,22 @@ class Corpus {
   const std::string& description() const { return description_; }
 
  private:
-  data::TrainSequence window(const std::string& text, std::size_t begin) const;
-  data::TrainSequence answered(const std::string& prompt, const std::string& answer) const;
+  // A byte is a token of a byte tokenizer; the text of another one is kept as its tokens.
+  struct Text {
+    std::string bytes;
+    std::vector<std::int32_t> tokens;
+    std::size_t size() const { return std::max(bytes.size(), tokens.size()); }
+  };
+  Text tokenized(std::string text) const;
+  data::TrainSequence window(const Text& text, std::size_t begin) const;
+  data::TrainSequence answered(data::Prompt prompt) const;
   data::TrainSequence demonstration(std::int64_t i, bool held_out) const;
 
   const model::Tokenizer& tokenizer_;
   std::uint64_t seed_;
   std::int64_t length_;
-  std::string text_, held_out_text_, description_;
+  std::string description_;
+  Text text_, held_out_text_;
   std::vector<data::Prompt> examples_, held_out_examples_;
   std::vector<std::pair<double, rl::TaskConfig>> mixture_;  // cumulative share, task
 };

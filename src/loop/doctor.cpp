@@ -11,7 +11,7 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "numerics/contract.h"
-#include "tensor/tensor.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -83,31 +83,47 @@ void memory(std::vector<Finding>& out) {
     out.push_back({"memory", "disk free here", gib(static_cast<double>(space.available))});
 }
 
-// GPUs through the driver's library, opened by hand so that the binary needs no driver to start.
+// The GPUs that the driver's library knows, opened by hand so that the binary needs no driver to
+// start, and whether this build can use the first of them.
 void gpus(std::vector<Finding>& out) {
   const std::string kernel_driver = first_line("/proc/driver/nvidia/version");
   out.push_back({"GPU", "kernel driver", kernel_driver.empty() ? "none" : kernel_driver});
   void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     out.push_back({"GPU", "devices", "none (libcuda.so.1 is not installed)"});
+  } else {
+    const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(library, "cuInit"));
+    const auto count_of = reinterpret_cast<int (*)(int*)>(::dlsym(library, "cuDeviceGetCount"));
+    const auto name_of =
+        reinterpret_cast<int (*)(char*, int, int)>(::dlsym(library, "cuDeviceGetName"));
+    const auto bytes_of =
+        reinterpret_cast<int (*)(std::size_t*, int)>(::dlsym(library, "cuDeviceTotalMem_v2"));
+    const auto driver = reinterpret_cast<int (*)(int*)>(::dlsym(library, "cuDriverGetVersion"));
+    int version = 0, count = 0;
+    if (driver != nullptr && driver(&version) == 0)
+      out.push_back(
+          {"GPU", "CUDA of the driver", fmt::format("{}.{}", version / 1000, version % 1000 / 10)});
+    if (init == nullptr || count_of == nullptr || init(0) != 0 || count_of(&count) != 0) count = 0;
+    out.push_back({"GPU", "devices", count == 0 ? "none" : std::to_string(count)});
+    for (int i = 0; i < count; ++i) {
+      char name[128] = {};
+      std::size_t bytes = 0;
+      if (name_of == nullptr || name_of(name, sizeof(name) - 1, i) != 0) continue;
+      std::string text = name;
+      if (bytes_of != nullptr && bytes_of(&bytes, i) == 0)
+        text += ", " + gib(static_cast<double>(bytes));
+      out.push_back({"GPU", fmt::format("device {}", i), text});
+    }
+  }
+  if (const std::string problem = tensor::cuda_problem(); !problem.empty()) {
+    out.push_back({"GPU", "device: cuda", "cannot be used: " + problem});
     return;
   }
-  const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(library, "cuInit"));
-  const auto count_of = reinterpret_cast<int (*)(int*)>(::dlsym(library, "cuDeviceGetCount"));
-  const auto name_of =
-      reinterpret_cast<int (*)(char*, int, int)>(::dlsym(library, "cuDeviceGetName"));
-  const auto driver = reinterpret_cast<int (*)(int*)>(::dlsym(library, "cuDriverGetVersion"));
-  int version = 0, count = 0;
-  if (driver != nullptr && driver(&version) == 0)
-    out.push_back(
-        {"GPU", "CUDA of the driver", fmt::format("{}.{}", version / 1000, version % 1000 / 10)});
-  if (init == nullptr || count_of == nullptr || init(0) != 0 || count_of(&count) != 0) count = 0;
-  out.push_back({"GPU", "devices", count == 0 ? "none" : std::to_string(count)});
-  for (int i = 0; i < count; ++i) {
-    char name[128] = {};
-    if (name_of != nullptr && name_of(name, sizeof(name) - 1, i) == 0)
-      out.push_back({"GPU", fmt::format("device {}", i), name});
-  }
+  tensor::Arena none(tensor::Device::kCuda);
+  const tensor::Context ctx = tensor::cuda_context(none);
+  out.push_back({"GPU", "device: cuda",
+                 fmt::format("{}, {} free", tensor::device_text(ctx),
+                             gib(static_cast<double>(tensor::device_memory(ctx).free)))});
 }
 
 void libraries(std::vector<Finding>& out) {
@@ -137,7 +153,9 @@ void build(std::vector<Finding>& out, const std::string& version) {
   out.push_back(
       {"build", "numerics contract", fmt::format("version {}", numerics::kContractVersion)});
   out.push_back({"build", "compiler", "g++ " __VERSION__});
-  out.push_back({"build", "backends", "cpu"});
+  const std::string runtime = tensor::cuda_runtime_version();
+  out.push_back({"build", "backends",
+                 runtime.empty() ? "cpu" : fmt::format("cpu, cuda (runtime {}, sm_90a)", runtime)});
 #if defined(__SANITIZE_ADDRESS__)
   out.push_back({"build", "sanitizer", "address"});
 #elif defined(__SANITIZE_THREAD__)

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "numerics/contract.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -45,9 +46,18 @@ std::string model_headline(const RunConfig& config, const model::ModelConfig& mo
 }
 
 std::string machine_headline(const tensor::Context& ctx) {
-  return fmt::format("machine  cpu: {}, {} thread{}; numerics contract {}",
-                     tensor::isa_name(ctx.isa), ctx.threads, ctx.threads == 1 ? "" : "s",
+  return fmt::format("machine  {}; numerics contract {}", tensor::device_text(ctx),
                      numerics::kContractVersion);
+}
+
+std::string memory_headline(const policy::MemoryPlan& plan, std::size_t cache,
+                            const tensor::DeviceMemory& memory) {
+  const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; };
+  return fmt::format(
+      "memory   GiB planned: weights {:.2f}, optimizer {:.2f}, keys and values {:.2f}, activations "
+      "{:.2f}, scratch {:.2f}; {:.1f} of {:.1f} free",
+      gib(plan.weights), gib(plan.optimizer), gib(cache), gib(plan.activations),
+      gib(plan.workspace), gib(memory.free), gib(memory.total));
 }
 
 std::string folder_headline(const RunConfig& config) {

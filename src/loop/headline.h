@@ -8,6 +8,8 @@
 #include "loop/config.h"
 #include "loop/setup.h"
 #include "model/parameters.h"
+#include "policy/memory_plan.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -20,6 +22,10 @@ std::string model_headline(const RunConfig& config, const model::ModelConfig& mo
                            std::int64_t parameters);
 // "machine  cpu: avx512, 2 threads; numerics contract 1"
 std::string machine_headline(const tensor::Context& ctx);
+// "memory   GiB planned: weights 8.1, optimizer 46.3, ...; 60.4 of 139.8 free". `cache` is what the
+// rollout keeps keys and values in.
+std::string memory_headline(const policy::MemoryPlan& plan, std::size_t cache,
+                            const tensor::DeviceMemory& memory);
 // "run      runs/demo: config.yaml has every key"
 std::string folder_headline(const RunConfig& config);
 

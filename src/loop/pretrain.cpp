@@ -7,11 +7,12 @@
 #include "loop/corpus.h"
 #include "loop/headline.h"
 #include "loop/interrupt.h"
+#include "loop/log.h"
 #include "loop/progress.h"
 #include "loop/report.h"
 #include "loop/setup.h"
 #include "loop/tensorboard.h"
-#include "model/checkpoint.h"
+#include "model/fp8_import.h"
 #include "sync/refit.h"
 
 namespace lockstep::loop {
@@ -126,6 +127,9 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   tensor::Arena workspace;
   const tensor::Context ctx = make_context(config, workspace);
   model::move_to(ctx, *weights);
+  if (from_checkpoint)
+    model::import_folder_fp8(ctx, config.policy.model_name, *weights, policy_precision(config),
+                             [](const std::string& line) { stderr_log().info(line); });
   policy::Policy policy = policy::make_policy(ctx, weights, policy_options(config));
   const Corpus corpus(config, tokenizer);
   const policy::Schedule lr = schedule(config, p.max_num_steps);

@@ -10,6 +10,7 @@
 #include "loop/rl_step.h"
 #include "loop/tensorboard.h"
 #include "sync/refit.h"
+#include "tensor/device.h"
 
 namespace lockstep::loop {
 
@@ -72,6 +73,26 @@ void sample_metrics(const Experience& e, Metrics& metrics) {
   metrics["train/groups_dropped"] = e.groups_dropped;
 }
 
+// Speed and memory of the step; with logger.profile_ops the GPU's time by op.
+void machine_metrics(RlRun& run, std::int64_t generated, double generation_seconds,
+                     Metrics& metrics) {
+  metrics["performance/generation_tokens_per_sec"] =
+      static_cast<double>(generated) / std::max(1e-9, generation_seconds);
+  metrics["performance/policy_training_tokens_per_sec"] =
+      static_cast<double>(std::get<std::int64_t>(metrics["train/trained_tokens"])) /
+      std::max(1e-9, std::get<double>(metrics["timing/train/policy_training"]));
+  metrics["performance/workspace_gib"] = static_cast<double>(run.workspace.peak_bytes()) / 0x1p30;
+  metrics["performance/activations_gib"] =
+      static_cast<double>(run.policy.saved.peak_bytes()) / 0x1p30;
+  const tensor::DeviceMemory memory = tensor::device_memory(run.policy.ctx);
+  if (memory.total > 0)
+    metrics["performance/gpu_memory_gib"] =
+        static_cast<double>(memory.total - memory.free) / 0x1p30;
+  if (run.profile == nullptr) return;
+  for (const auto& [op, time] : run.profile->collect(run.policy.ctx))
+    metrics["timing/ops/" + op] = time.seconds;
+}
+
 std::string step_line(std::int64_t step, const Metrics& m) {
   const auto number = [&](const char* key) { return std::get<double>(m.at(key)); };
   const auto count = [&](const char* key) { return std::get<std::int64_t>(m.at(key)); };
@@ -123,8 +144,16 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     tensorboard.emplace(session.folder.tensorboard(), wall_time(), session.resumed_after);
   const std::int64_t last = config.grpo.max_num_steps;
   Progress progress(stdout, state.step, last);
-  for (const std::string& line : rl_headlines(
-           config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx)) {
+  std::vector<std::string> headlines = rl_headlines(
+      config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx);
+  policy::MemoryPlan plan;
+  if (run.policy.ctx.device == tensor::Device::kCuda) {
+    plan = policy::plan_memory(run.policy, config.policy.train_micro_batch_size,
+                               config.policy.max_total_sequence_length);
+    headlines.push_back(
+        memory_headline(plan, run.engine->cache_bytes(), tensor::device_memory(run.policy.ctx)));
+  }
+  for (const std::string& line : headlines) {
     session.log.info(line);
     progress.note(line);
   }
@@ -188,6 +217,9 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
     metrics["performance/tokens_per_sec"] =
         std::get<double>(metrics["train/total_num_tokens"]) / std::max(1e-9, trained - train_start);
 
+    machine_metrics(run, after.generated_tokens - before.generated_tokens, e.generation_seconds,
+                    metrics);
+
     if (config.logger.log_rollouts) write_rollouts(session.folder, step, e);
     metrics_file.append(step, metrics);
     if (tensorboard) tensorboard->append(step, metrics, wall_time());
@@ -205,6 +237,16 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   }
   progress.clear();
   summary.interrupted = !finished;
+  if (run.policy.ctx.device == tensor::Device::kCuda) {
+    const auto part = [](std::size_t used, std::size_t planned) {
+      return fmt::format("{:.2f} of {:.2f} GiB", static_cast<double>(used) / 0x1p30,
+                         static_cast<double>(planned) / 0x1p30);
+    };
+    summary.memory = fmt::format("activations {}, scratch {}",
+                                 part(run.policy.saved.peak_bytes(), plan.activations),
+                                 part(run.workspace.peak_bytes(), plan.workspace));
+    session.log.info("peak memory against the plan: " + summary.memory);
+  }
   summary.seconds = steady_time() - started;
   sum_up(read_metrics(session.folder.metrics()), summary);
   summary.report = write_report(session.folder.root);

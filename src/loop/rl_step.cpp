@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "loop/log.h"
 #include "loop/session.h"
-#include "model/checkpoint.h"
+#include "model/fp8_import.h"
+#include "model/hf_config.h"
 #include "sync/refit.h"
 
 namespace lockstep::loop {
@@ -16,29 +18,55 @@ model::ModelView RlRun::rollout_view() const {
   return {weights.get(), rollout_weights.get(), policy.rope.cos_PK, policy.rope.sin_PK};
 }
 
+static model::Weights initial_weights(const RunConfig& config) {
+  const std::filesystem::path folder = config.policy.model_name;
+  if (config.policy.load_format == "auto") return model::load_checkpoint(folder);
+  model::Weights weights = model::make_weights(model::read_hf_config(folder));
+  model::initialize(weights, static_cast<std::uint64_t>(config.grpo.seed));
+  return weights;
+}
+
+// An FP8 checkpoint's codes serve as they are, until a training step changes the weights.
+static void take_codes(const tensor::Context& ctx, const RunConfig& config, model::Weights& weights,
+                       const model::Precision& precision) {
+  if (config.policy.load_format != "auto") return;
+  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision,
+                           [](const std::string& line) { stderr_log().info(line); });
+}
+
 std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {
   validate_rl(config);
   auto run = std::make_unique<RlRun>();
   run->config = config;
-  const tensor::Context ctx = make_context(config, run->workspace);
+  tensor::Context ctx = make_context(config, run->workspace);
+  if (config.logger.profile_ops && ctx.device == tensor::Device::kCuda)
+    ctx.profile = (run->profile = std::make_unique<tensor::OpProfile>()).get();
   const std::filesystem::path model_folder = config.policy.model_name;
   if (!std::filesystem::is_directory(model_folder))
     base::fail<InputError>("policy.model_name: there is no folder '{}'", config.policy.model_name);
   run->tokenizer =
       model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name));
-  run->weights = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
+  run->weights = std::make_shared<model::Weights>(initial_weights(config));
   const model::ModelConfig& m = run->weights->config;
+  if (run->tokenizer.vocab_size > m.vocab_size)
+    base::fail<InputError>(
+        "the tokenizer has {} tokens, but the model {}: they do not belong together",
+        run->tokenizer.vocab_size, m.vocab_size);
   if (config.policy.max_total_sequence_length > m.max_positions)
     base::fail<InputError>("policy.max_total_sequence_length is {}, but the model has {} positions",
                            config.policy.max_total_sequence_length, m.max_positions);
   model::move_to(ctx, *run->weights);
+  take_codes(ctx, config, *run->weights, policy_precision(config));
+  if (rollout_precision(config) != policy_precision(config))
+    take_codes(ctx, config, *run->weights, rollout_precision(config));
   run->policy = policy::make_policy(ctx, run->weights, policy_options(config));
   run->rollout_weights = model::quantized_for(ctx, *run->weights, rollout_precision(config));
   run->one_precision = run->rollout_weights == run->policy.quantized;
   run->preset = estimator(config);
   if (run->preset.loss.reference_policy_kl_penalty != 0) {
-    run->reference = std::make_shared<model::Weights>(model::load_checkpoint(model_folder));
+    run->reference = std::make_shared<model::Weights>(initial_weights(config));
     model::move_to(ctx, *run->reference);
+    take_codes(ctx, config, *run->reference, policy_precision(config));
     run->reference_quantized = model::quantized_for(ctx, *run->reference, policy_precision(config));
     run->reference_checksum =
         sync::weight_checksum({run->reference.get(), run->reference_quantized.get(), {}, {}});

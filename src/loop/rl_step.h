@@ -6,6 +6,7 @@
 #include "loop/setup.h"
 #include "rl/mismatch.h"
 #include "rl/train_batch.h"
+#include "tensor/op_profile.h"
 
 namespace lockstep::loop {
 
@@ -13,6 +14,7 @@ namespace lockstep::loop {
 struct RlRun {
   RunConfig config;
   tensor::Arena workspace;
+  std::unique_ptr<tensor::OpProfile> profile;  // with logger.profile_ops on a GPU
   model::Tokenizer tokenizer;
   std::shared_ptr<model::Weights> weights;
   policy::Policy policy;

@@ -86,8 +86,8 @@ void save_session(const RunConfig& config, const Session& session, const policy:
   request.step = state.step;
   request.contract_version = std::to_string(numerics::kContractVersion);
   request.config_hash = config_hash(config);
-  request.healthy = non_finite_metrics(metrics).empty() &&
-                    ops::count_nonfinite(policy.ctx, policy.master) == 0;
+  request.healthy =
+      non_finite_metrics(metrics).empty() && ops::count_nonfinite(policy.ctx, policy.master) == 0;
   if (config.checkpointing.metric_name)
     if (const auto m = metrics.find(*config.checkpointing.metric_name); m != metrics.end())
       if (const double* value = std::get_if<double>(&m->second)) request.metric = *value;

@@ -211,9 +211,22 @@ PromptSource::PromptSource(const RunConfig& config, const DataSourceConfig& sour
   }
 }
 
+void encode_prompt(const model::Tokenizer& tokenizer, const std::string& system_prompt,
+                   data::Prompt& prompt) {
+  if (prompt.messages.empty() || tokenizer.chat_template.kind == model::ChatTemplate::kNone) {
+    prompt.text = system_prompt + prompt.text;
+    prompt.tokens = model::encode(tokenizer, prompt.text, {.special_in_text = false});
+    return;
+  }
+  std::vector<data::Message> messages = prompt.messages;
+  if (!system_prompt.empty() && messages[0].role != "system")
+    messages.insert(messages.begin(), {"system", system_prompt});
+  prompt.text = model::chat_text(tokenizer, messages);
+  prompt.tokens = model::encode(tokenizer, prompt.text, {.add_special = false});
+}
+
 void PromptSource::encode(data::Prompt& prompt, const std::string& where) const {
-  prompt.text = system_prompt_ + prompt.text;
-  prompt.tokens = model::encode_ordinary(tokenizer_, prompt.text);
+  encode_prompt(tokenizer_, system_prompt_, prompt);
   const auto length = static_cast<std::int64_t>(prompt.tokens.size());
   if (length == 0) base::fail<InputError>("{}: the prompt is empty", where);
   if (length >= max_length_)

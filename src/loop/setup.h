@@ -36,6 +36,12 @@ rollout::Options engine_options(const RunConfig& config);
 rl::RewardConfig reward_config(const RunConfig& config);
 rl::TaskConfig task_config(const RunConfig& config, const DataSourceConfig& source);
 
+// Sets the prompt's text and tokens. A conversation goes through the chat template of a model that
+// has one (the system prompt is then a turn of its own, unless the conversation starts with one);
+// else the tokens are those of system prompt and text, in which no special token is recognised.
+void encode_prompt(const model::Tokenizer& tokenizer, const std::string& system_prompt,
+                   data::Prompt& prompt);
+
 // Prompts by index: a built-in task, or a JSONL file in the order of its epochs.
 class PromptSource {
  public:

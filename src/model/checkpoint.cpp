@@ -1,324 +1,327 @@
 #include "model/checkpoint.h"
 
-#include <fcntl.h>
-#include <stdio.h>  // renameat2
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/error.h"
-#include "base/failpoint.h"
-#include "base/file_io.h"
+#include "model/fp8_import.h"
 #include "model/hf_config.h"
-#include "model/safetensors.h"
 #include "model/strict_json.h"
+#include "tensor/device.h"
 
 namespace lockstep::model {
 
 namespace fs = std::filesystem;
 using base::fail;
 using base::InputError;
-using base::SystemError;
 using nlohmann::json;
 using numerics::Bf16;
+using tensor::Context;
+using tensor::Device;
+using tensor::DType;
+using tensor::TensorView;
 
-static constexpr const char* kSingleFile = "model.safetensors";
-static constexpr const char* kIndexFile = "model.safetensors.index.json";
-static constexpr std::size_t kIndexLimit = 64 << 20;
+static constexpr std::int64_t kStagingElements = std::int64_t{4} << 20;
 
 namespace {
 
-struct Source {
-  FileTensor tensor;
-  std::string file;
+// The selection bias of a layer's router, under DeepSeek's name: "model.layers.3.mlp.gate" +
+// ".e_score_correction_bias". Empty where the layer has no router.
+std::string bias_name(const ParamTable& table, std::int64_t layer) {
+  const int router = table.layers[static_cast<std::size_t>(layer)].router;
+  if (router < 0) return "";
+  return module_name(table.params[static_cast<std::size_t>(router)].parts[0].hf_name) +
+         ".e_score_correction_bias";
+}
+
+// Either every layer with a router has a selection bias or none.
+std::map<std::int64_t, StoredWeight> find_bias(const Checkpoint& c, std::set<std::string>& used) {
+  std::map<std::int64_t, StoredWeight> bias;
+  std::string missing;
+  for (std::int64_t l = 0; l < c.config.num_layers; ++l) {
+    const std::string name = bias_name(c.table, l);
+    if (name.empty()) continue;
+    if (!c.folder.tensors.count(name)) {
+      missing = name;
+      continue;
+    }
+    const StoredWeight& w = bias[l] =
+        find_weight(c.folder, name, 1, c.config.num_experts, true, c.config.num_experts, used);
+    if (w.fp8()) fail<InputError>("{}: tensor '{}' must be F32, BF16 or F16", w.file, name);
+  }
+  if (!bias.empty() && !missing.empty())
+    fail<InputError>("{}: tensor '{}' is missing", c.folder.where, missing);
+  return bias;
+}
+
+// Before the parameter table, which grows with the experts, is built: the files must hold that
+// many.
+void check_expert_count(const Checkpoint& c) {
+  std::int64_t stored = static_cast<std::int64_t>(c.folder.tensors.size());
+  for (const auto& [name, source] : c.folder.tensors)
+    if (name.ends_with(".experts.gate_up_proj") && !source.tensor.shape.empty())
+      stored +=
+          std::min(source.tensor.shape[0], static_cast<std::int64_t>(source.tensor.bytes.size()));
+  const std::int64_t experts = std::max<std::int64_t>(1, c.config.num_experts);
+  if (experts > stored || c.config.num_layers > stored)
+    fail<InputError>("{}: {} layers of {} experts in config.json, the files hold {} tensors",
+                     c.folder.where, c.config.num_layers, c.config.num_experts,
+                     c.folder.tensors.size());
+}
+
+// "model.layers.61.enorm.weight" of a model with 61 layers and one layer of multi-token prediction.
+bool is_prediction_layer(const json& config, std::int64_t layers, const std::string& name) {
+  const auto extra = config.find("num_nextn_predict_layers");
+  if (extra == config.end() || !extra->is_number_integer()) return false;
+  const std::int64_t count = std::min<std::int64_t>(extra->get<std::int64_t>(), 64);
+  for (std::int64_t l = layers; l < layers + count; ++l)
+    if (name.starts_with(fmt::format("model.layers.{}.", l))) return true;
+  return false;
+}
+
+// "x.experts.3.up_proj.weight" -> "x.experts.*.up_proj.weight": a slab's experts share a precision.
+std::string any_expert(const std::string& name) {
+  const std::string mark = ".experts.";
+  const std::size_t at = name.find(mark);
+  if (at == std::string::npos) return name;
+  const std::size_t number = at + mark.size();
+  return name.substr(0, number) + "*" + name.substr(name.find('.', number));
+}
+
+void check_tied_head(const HfTensor& head, const HfTensor& embedding) {
+  const FileTensor &a = head.tensor, &b = embedding.tensor;
+  if (a.dtype == b.dtype && a.shape == b.shape &&
+      std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0)
+    return;
+  fail<InputError>(
+      "{}: tensor 'lm_head.weight' differs from the embedding, config.json ties the "
+      "two",
+      head.file);
+}
+
+void check_unused(const Checkpoint& c, const std::set<std::string>& used) {
+  for (const auto& [name, source] : c.folder.tensors) {
+    if (used.count(name) || is_prediction_layer(c.folder.config, c.config.num_layers, name))
+      continue;
+    if (c.config.tie_word_embeddings && name == "lm_head.weight")
+      check_tied_head(source, c.folder.tensors.at("model.embed_tokens.weight"));
+    else
+      fail<InputError>("{}: tensor '{}' is no part of the model that config.json describes",
+                       source.file, name);
+  }
+}
+
+// Rows of a part as they lie in the slab: padded columns, which stay zero.
+void read_part(const Context& ctx, const StoredWeight& w, const Param& param, const ParamPart& part,
+               const TensorView& slab, std::vector<Bf16>& staging) {
+  const std::int64_t K = param.shape[param.shape.rank - 1];
+  const std::int64_t most = std::max<std::int64_t>(1, kStagingElements / K);
+  for (std::int64_t row = 0; row < part.rows; row += most) {
+    const std::int64_t count = std::min(most, part.rows - row);
+    staging.assign(static_cast<std::size_t>(count * K), Bf16{0});
+    read_rows(w, row, count, staging.data(), K);
+    tensor::copy(ctx, TensorView{staging.data(), DType::kBf16, Device::kCpu, {count * K}},
+                 slab.rows(param.offset + part_row_offset(param, part, row), count * K));
+  }
+}
+
+std::vector<std::byte> host_bytes(const Context& ctx, const TensorView& view) {
+  std::vector<std::byte> bytes(view.bytes());
+  tensor::download(ctx, view, bytes.data());
+  return bytes;
+}
+
+// What save_checkpoint needs while it writes.
+struct Saver {
+  Context ctx;  // of the weights' device
+  const Weights& weights;
+  const SaveOptions& options;
+  std::vector<TensorToWrite> tensors;
+
+  void add_bf16(const Param& param, const ParamPart& part) {
+    tensors.push_back(
+        {part.hf_name, FileDtype::kBF16, part_shape(param, part), nullptr,
+         [this, &param, &part](std::span<std::byte> to) {
+           const std::int64_t K = param.shape[param.shape.rank - 1];
+           const auto rows =
+               host_bytes(ctx, weights.slab.view().rows(
+                                   param.offset + part_row_offset(param, part, 0), part.rows * K));
+           const auto bytes = static_cast<std::size_t>(part.columns) * 2;
+           for (std::int64_t row = 0; row < part.rows; ++row)
+             std::memcpy(to.data() + static_cast<std::size_t>(row) * bytes,
+                         rows.data() + row * K * 2, bytes);
+         }});
+  }
+
+  void add_fp8(int p, const Param& param, const ParamPart& part) {
+    const ops::Fp8Weight& w = options.fp8->forward[static_cast<std::size_t>(p)];
+    LOCKSTEP_CHECK(w.scaling == ops::Scaling::kBlock, "only block scales can be saved");
+    tensors.push_back({part.hf_name, FileDtype::kF8E4M3, part_shape(param, part), nullptr,
+                       [this, &w, &part](std::span<std::byte> to) {
+                         export_codes(ctx, w, part, reinterpret_cast<numerics::Fp8*>(to.data()));
+                       }});
+    const auto shape = scale_shape(part);
+    tensors.push_back({scale_name(part.hf_name), options.scales, shape, nullptr,
+                       [this, &w, &part](std::span<std::byte> to) {
+                         std::vector<float> scales(to.size() / dtype_item_bytes(options.scales));
+                         export_scales(ctx, w, part, scales.data());
+                         store_scales(scales, options.scales, scale_name(part.hf_name), to);
+                       }});
+  }
+
+  // Written only when the router has been balanced by it or the family always has it, so that
+  // checkpoints keep the tensors of their family.
+  void add_bias() {
+    const std::int64_t E = weights.config.num_experts;
+    const auto bytes = host_bytes(ctx, weights.router_bias);
+    const auto bias_LE = std::make_shared<std::vector<float>>(bytes.size() / 4);
+    std::memcpy(bias_LE->data(), bytes.data(), bytes.size());
+    const bool family = std::string_view(family_name(weights.config.family)) == "deepseek_v3";
+    if (!family && std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; }))
+      return;
+    for (std::int64_t l = 0; l < weights.config.num_layers; ++l) {
+      const std::string name = bias_name(weights.table, l);
+      if (name.empty()) continue;
+      tensors.push_back(
+          {name, FileDtype::kF32, {E}, nullptr, [bias_LE, l, E](std::span<std::byte> to) {
+             std::memcpy(to.data(), bias_LE->data() + l * E, to.size());
+           }});
+    }
+  }
 };
 
-// The tensors of all files by name, and the mappings that keep their bytes.
-struct Sources {
-  std::map<std::string, Source> tensors;
-  std::vector<SafetensorsFile> files;
-  std::string where;  // the file that lists the tensors
-};
-
-Sources open_single(const fs::path& path) {
-  Sources s;
-  s.where = path.string();
-  s.files.push_back(open_safetensors(path));
-  for (const auto& [name, tensor] : s.files[0].tensors)
-    s.tensors.emplace(name, Source{tensor, s.where});
-  return s;
-}
-
-// A shard is a file of the checkpoint's own folder.
-void check_shard_name(const std::string& shard, const std::string& tensor,
-                      const std::string& where) {
-  const bool plain = shard.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
-  if (!plain || shard.starts_with('.') || !shard.ends_with(".safetensors"))
-    fail<InputError>("{}: tensor '{}': '{}' is not the name of a .safetensors file in this folder",
-                     where, tensor, shard);
-}
-
-Sources open_sharded(const fs::path& index_path) {
-  Sources s;
-  s.where = index_path.string();
-  const json index = read_json_file(index_path, kIndexLimit);
-  const auto map = index.find("weight_map");
-  if (map == index.end() || !map->is_object())
-    fail<InputError>("{}: weight_map is missing or not an object", s.where);
-  std::map<std::string, std::set<std::string>> names_of_shard;
-  for (const auto& [name, shard] : map->items()) {
-    if (!shard.is_string())
-      fail<InputError>("{}: tensor '{}': expected a file name, found {}", s.where, name,
-                       shard.dump());
-    check_shard_name(shard, name, s.where);
-    names_of_shard[shard].insert(name);
-  }
-  for (const auto& [shard, names] : names_of_shard) {
-    s.files.push_back(open_safetensors(index_path.parent_path() / shard));
-    const SafetensorsFile& file = s.files.back();
-    for (const std::string& name : names)
-      s.tensors.emplace(name, Source{file.at(name), file.path.string()});
-    for (const auto& [name, tensor] : file.tensors)
-      if (!names.count(name))
-        fail<InputError>("{}: tensor '{}' is not listed for this file in {}", file.path.string(),
-                         name, s.where);
-  }
-  return s;
-}
-
-Sources open_sources(const fs::path& folder) {
-  std::error_code error;
-  if (fs::exists(folder / kSingleFile, error)) return open_single(folder / kSingleFile);
-  if (fs::exists(folder / kIndexFile, error)) return open_sharded(folder / kIndexFile);
-  fail<InputError>("{}: there is neither {} nor {}", folder.string(), kSingleFile, kIndexFile);
-}
+}  // namespace
 
 std::vector<std::int64_t> part_shape(const Param& param, const ParamPart& part) {
   if (param.kind == ParamKind::kNorm) return {part.columns};
   return {part.rows, part.columns};
 }
 
-void check_part(const Param& param, const ParamPart& part, const Sources& sources) {
-  const auto found = sources.tensors.find(part.hf_name);
-  if (found == sources.tensors.end())
-    fail<InputError>("{}: tensor '{}' is missing", sources.where, part.hf_name);
-  const auto& [tensor, file] = found->second;
-  if (tensor.dtype != FileDtype::kBF16 && tensor.dtype != FileDtype::kF32 &&
-      tensor.dtype != FileDtype::kF16)
-    fail<InputError>("{}: tensor '{}' is {}, only BF16, F32 and F16 are supported", file,
-                     part.hf_name, dtype_name(tensor.dtype));
-  const auto shape = part_shape(param, part);
-  if (tensor.shape != shape)
-    fail<InputError>("{}: tensor '{}' has shape [{}], config.json asks for [{}]", file,
-                     part.hf_name, fmt::join(tensor.shape, ", "), fmt::join(shape, ", "));
-}
-
-// The selection bias of balanced routers, under DeepSeek's name.
-std::string bias_name(std::int64_t layer) {
-  return fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer);
-}
-
-// Either every layer has a selection bias or none.
-void check_bias(const ModelConfig& config, const Sources& sources,
-                std::set<std::string>& expected) {
-  if (!sources.tensors.count(bias_name(0))) return;
-  for (std::int64_t l = 0; l < config.num_layers; ++l) {
-    const auto found = sources.tensors.find(bias_name(l));
-    if (found == sources.tensors.end())
-      fail<InputError>("{}: tensor '{}' is missing", sources.where, bias_name(l));
-    const auto& [tensor, file] = found->second;
-    if (tensor.dtype != FileDtype::kF32 ||
-        tensor.shape != std::vector<std::int64_t>{config.num_experts})
-      fail<InputError>("{}: tensor '{}' is {} [{}], expected F32 [{}]", file, bias_name(l),
-                       dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "), config.num_experts);
-    expected.insert(bias_name(l));
-  }
-}
-
-void check_names(const ModelConfig& config, const ParamTable& table, const Sources& sources) {
-  std::set<std::string> expected;
-  for (const Param& param : table.params)
-    for (const ParamPart& part : param.parts) {
-      check_part(param, part, sources);
-      expected.insert(part.hf_name);
-    }
-  check_bias(config, sources, expected);
-  for (const auto& [name, source] : sources.tensors) {
-    if (expected.count(name)) continue;
-    if (config.tie_word_embeddings && name == "lm_head.weight") {
-      const FileTensor& embedding = sources.tensors.at("model.embed_tokens.weight").tensor;
-      const FileTensor& head = source.tensor;
-      if (head.dtype == embedding.dtype && head.shape == embedding.shape &&
-          std::memcmp(head.bytes.data(), embedding.bytes.data(), head.bytes.size()) == 0)
-        continue;
-      fail<InputError>("{}: tensor '{}' differs from the embedding, config.json ties the two",
-                       source.file, name);
-    }
-    fail<InputError>("{}: tensor '{}' is no part of the model that config.json describes",
-                     source.file, name);
-  }
-}
-
-float half_to_float(std::uint16_t h) {
-  const int exponent = (h >> 10) & 31, mantissa = h & 1023;
-  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(mantissa), -24)
-                          : exponent == 31 ? (mantissa ? NAN : INFINITY)
-                                           : std::ldexp(1024.0f + mantissa, exponent - 25);
-  return h & 0x8000 ? -magnitude : magnitude;
-}
-
-// `count` values at `from`, which need not be aligned, as BF16.
-void convert(FileDtype dtype, const std::byte* from, std::int64_t count, Bf16* to) {
-  if (dtype == FileDtype::kBF16) {
-    std::memcpy(to, from, static_cast<std::size_t>(count) * 2);
-  } else if (dtype == FileDtype::kF32) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      float value;
-      std::memcpy(&value, from + 4 * i, 4);
-      to[i] = numerics::to_bf16(value);
-    }
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::uint16_t value;
-      std::memcpy(&value, from + 2 * i, 2);
-      to[i] = numerics::to_bf16(half_to_float(value));
-    }
-  }
-}
-
-void read_part(const Source& source, const Param& param, const ParamPart& part, Bf16* data) {
-  const auto& [tensor, file] = source;
-  const auto row_bytes = static_cast<std::int64_t>(dtype_item_bytes(tensor.dtype)) * part.columns;
-  for (std::int64_t row = 0; row < part.rows; ++row) {
-    Bf16* to = data + part_row_offset(param, part, row);
-    convert(tensor.dtype, tensor.bytes.data() + row * row_bytes, part.columns, to);
-    for (std::int64_t k = 0; k < part.columns; ++k)
-      if ((to[k].bits & 0x7F80) == 0x7F80)
-        fail<InputError>("{}: tensor '{}' holds {} at [{}, {}]", file, part.hf_name,
-                         numerics::to_float(to[k]), row, k);
-  }
-}
-
-void read_bias(const Sources& sources, Weights& weights) {
-  const std::int64_t E = weights.config.num_experts;
-  for (std::int64_t l = 0; l < weights.config.num_layers; ++l) {
-    const auto found = sources.tensors.find(bias_name(l));
-    if (found == sources.tensors.end()) continue;
-    float* bias_E = weights.router_bias.as<float>() + l * E;
-    std::memcpy(bias_E, found->second.tensor.bytes.data(), static_cast<std::size_t>(E) * 4);
-    for (std::int64_t e = 0; e < E; ++e)
-      if (!std::isfinite(bias_E[e]))
-        fail<InputError>("{}: tensor '{}' holds {} at [{}]", found->second.file, bias_name(l),
-                         bias_E[e], e);
-  }
-}
-
-// Written only when the router has been balanced by it, so that other checkpoints keep the tensors
-// of their family.
-void add_bias(const Weights& weights, std::vector<TensorToWrite>& out) {
-  const std::int64_t E = weights.config.num_experts, count = weights.router_bias.view().count();
-  const float* bias_LE = weights.router_bias.as<float>();
-  if (std::all_of(bias_LE, bias_LE + count, [](float b) { return b == 0; })) return;
-  for (std::int64_t l = 0; l < weights.config.num_layers; ++l)
-    out.push_back({bias_name(l), FileDtype::kF32, {E}, bias_LE + l * E});
-}
-
-std::vector<TensorToWrite> tensors_of(const Weights& weights) {
-  std::vector<TensorToWrite> out;
-  for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
-    const Param& param = weights.table.params[p];
-    const Bf16* data = weights.view(static_cast<int>(p)).as<Bf16>();
+Checkpoint open_checkpoint(const fs::path& folder) {
+  Checkpoint c;
+  c.config = read_hf_config(folder);
+  c.folder = open_hf_folder(folder);
+  check_expert_count(c);
+  c.table = build_param_table(c.config);
+  std::set<std::string> used;
+  for (const Param& param : c.table.params) {
+    c.parts.emplace_back();
     for (const ParamPart& part : param.parts)
-      out.push_back({part.hf_name, FileDtype::kBF16, part_shape(param, part), nullptr,
-                     [&param, &part, data](std::span<std::byte> to) {
-                       const auto bytes = static_cast<std::size_t>(part.columns) * 2;
-                       for (std::int64_t row = 0; row < part.rows; ++row)
-                         std::memcpy(to.data() + static_cast<std::size_t>(row) * bytes,
-                                     data + part_row_offset(param, part, row), bytes);
-                     }});
+      c.parts.back().push_back(find_weight(c.folder, part.hf_name, part.rows, part.columns,
+                                           param.kind == ParamKind::kNorm, c.config.num_experts,
+                                           used));
   }
-  add_bias(weights, out);
-  return out;
+  c.router_bias = find_bias(c, used);
+  check_unused(c, used);
+  return c;
 }
 
-// True when the folder is there. It may hold only what save_checkpoint writes.
-bool check_replaceable(const fs::path& folder) {
-  static const std::set<std::string> ours = {"config.json", "generation_config.json", kSingleFile,
-                                             "tokenizer.json", "tokenizer_config.json"};
-  std::error_code error;
-  if (!fs::exists(folder, error)) return false;
-  if (!fs::is_directory(folder, error))
-    fail<InputError>("{} is not a folder; choose another place for the checkpoint",
-                     folder.string());
-  fs::directory_iterator entries(folder, error);
-  if (error) fail<SystemError>("cannot list {}: {}", folder.string(), error.message());
-  for (const auto& entry : entries)
-    if (!ours.count(entry.path().filename()))
-      fail<InputError>("{} holds {}, which is no part of a checkpoint; choose an empty folder",
-                       folder.string(), entry.path().filename().string());
-  return true;
+bool has_fp8(const Checkpoint& c) {
+  for (const auto& parts : c.parts)
+    for (const StoredWeight& w : parts)
+      if (w.fp8()) return true;
+  return false;
 }
 
-// Some network file systems know no exchange; there the old folder steps aside first.
-void put_in_place(const fs::path& temporary, const fs::path& folder, bool exchange) {
-  const unsigned flags = exchange ? RENAME_EXCHANGE : RENAME_NOREPLACE;
-  if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, folder.c_str(), flags) == 0) return;
-  if (errno != EINVAL && errno != ENOSYS)
-    fail<SystemError>("cannot rename {} to {}: {}", temporary.string(), folder.string(),
-                      base::describe_errno(errno));
-  const fs::path aside = temporary.string() + ".old";
-  if (exchange) fs::rename(folder, aside);
-  fs::rename(temporary, folder);
-  if (exchange) fs::rename(aside, temporary);
+Precision precision_of(const Checkpoint& c) {
+  Precision precision;
+  precision.fp8 = has_fp8(c);
+  if (!precision.fp8) return precision;
+  precision.weight_pow2 = c.folder.fp8->ue8m0;
+  std::set<std::string> patterns;
+  for (std::size_t p = 0; p < c.parts.size(); ++p) {
+    const Param& param = c.table.params[p];
+    if (param.kind != ParamKind::kLinear) continue;
+    // Projections of one slab are one GEMM: it runs in FP8 when all of them can.
+    const bool all = std::all_of(c.parts[p].begin(), c.parts[p].end(),
+                                 [](const StoredWeight& w) { return w.fp8(); });
+    if (all) continue;
+    for (const ParamPart& part : param.parts) patterns.insert(any_expert(part.hf_name));
+  }
+  precision.ignored_layers.assign(patterns.begin(), patterns.end());
+  return precision;
 }
 
-}  // namespace
+FileDtype scale_dtype(const Checkpoint& c) {
+  for (const auto& parts : c.parts)
+    for (const StoredWeight& w : parts) {
+      if (!w.fp8()) continue;
+      if (w.scales.type == StoredType::kBf16) return FileDtype::kBF16;
+      if (w.scales.type == StoredType::kE8m0) return FileDtype::kF8E8M0;
+      return FileDtype::kF32;
+    }
+  return FileDtype::kF32;
+}
+
+void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
+                  const Progress& progress) {
+  const std::uint64_t total = weights.slab.view().bytes();
+  std::uint64_t done = 0;
+  std::vector<Bf16> staging;
+  for (std::size_t p = 0; p < c.parts.size(); ++p) {
+    const Param& param = c.table.params[p];
+    for (std::size_t i = 0; i < param.parts.size(); ++i) {
+      read_part(ctx, c.parts[p][i], param, param.parts[i], weights.slab, staging);
+      done += static_cast<std::uint64_t>(param.parts[i].rows * param.parts[i].columns) * 2;
+      if (progress) progress(done, total);
+    }
+  }
+  const std::int64_t E = c.config.num_experts;
+  std::vector<float> bias_E(static_cast<std::size_t>(E));
+  for (const auto& [layer, w] : c.router_bias) {
+    read_vector(w, bias_E.data());
+    tensor::copy(ctx, TensorView{bias_E.data(), DType::kFp32, Device::kCpu, {1, E}},
+                 weights.router_bias.view().rows(layer, 1));
+  }
+  if (progress) progress(total, total);
+}
 
 Weights load_checkpoint(const fs::path& folder) {
-  const ModelConfig config = read_hf_config(folder);
-  const Sources sources = open_sources(folder);
-  check_names(config, build_param_table(config), sources);
-  Weights weights = make_weights(config);
-  for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
-    const Param& param = weights.table.params[p];
-    Bf16* data = weights.view(static_cast<int>(p)).as<Bf16>();
-    for (const ParamPart& part : param.parts)
-      read_part(sources.tensors.at(part.hf_name), param, part, data);
-  }
-  read_bias(sources, weights);
+  const Checkpoint c = open_checkpoint(folder);
+  Weights weights = make_weights(c.config);
+  tensor::Arena workspace;
+  read_weights(tensor::cpu_context(workspace), c, weights);
   return weights;
 }
 
-void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const fs::path& folder) {
-  const fs::path place = fs::absolute(folder / "").parent_path();  // without a trailing slash
-  const bool exchange = check_replaceable(place);
-  const fs::path temporary = place.string() + ".tmp-" + base::unique_suffix();
-  try {
-    fs::create_directories(temporary);
-    base::write_file_atomic(temporary / "config.json", json_text(hf_config_json(weights.config)));
-    base::write_file_atomic(temporary / "generation_config.json",
-                            json_text(hf_generation_json(weights.config)));
-    if (tokenizer != nullptr) write_tokenizer(*tokenizer, temporary);
-    write_safetensors(temporary / kSingleFile, tensors_of(weights));
-    base::failpoint("checkpoint_before_rename");
-    put_in_place(temporary, place, exchange);
-  } catch (const fs::filesystem_error& e) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    fail<SystemError>("cannot save a checkpoint at {}: {}", place.string(), e.code().message());
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
+void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const fs::path& folder,
+                     const SaveOptions& options) {
+  tensor::Arena workspace;
+  Saver saver{
+      options.ctx != nullptr ? *options.ctx : tensor::cpu_context(workspace), weights, options, {}};
+  json config = hf_config_json(weights.config);
+  std::vector<std::string> bf16, codes;  // matrices by how they are stored
+  for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
+    const Param& param = weights.table.params[p];
+    const bool fp8 = options.fp8 != nullptr && options.fp8->fp8[p];
+    for (const ParamPart& part : param.parts) {
+      if (fp8) {
+        saver.add_fp8(static_cast<int>(p), param, part);
+        codes.push_back(part.hf_name);
+      } else {
+        saver.add_bf16(param, part);
+        if (param.kind != ParamKind::kNorm && param.kind != ParamKind::kEmbedding)
+          bf16.push_back(part.hf_name);
+      }
+    }
   }
-  base::sync_path(place.parent_path());
-  std::error_code ignored;
-  if (exchange) fs::remove_all(temporary, ignored);  // now the old checkpoint
+  saver.add_bias();
+  if (options.fp8 != nullptr && options.fp8->precision.fp8) {
+    if (weights.config.tie_word_embeddings) bf16.push_back("lm_head.weight");
+    const Fp8Format format{options.fp8->precision.weight_pow2, modules_in_bf16(bf16, codes)};
+    config["quantization_config"] = fp8_format_json(format);
+  }
+  HfFolderToWrite out;
+  out.files["config.json"] = json_text(config);
+  out.files["generation_config.json"] = json_text(hf_generation_json(weights.config));
+  if (tokenizer != nullptr)
+    out.more_files = [tokenizer](const fs::path& at) { write_tokenizer(*tokenizer, at); };
+  out.tensors = std::move(saver.tensors);
+  out.max_shard_bytes = options.max_shard_bytes;
+  out.progress = options.progress;
+  write_hf_folder(out, folder);
 }
 
 }  // namespace lockstep::model

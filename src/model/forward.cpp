@@ -7,7 +7,7 @@
 #include "model/operands.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
-#include "ops/norm.h"
+#include "ops/norm_quantize.h"
 #include "ops/permute_quantize.h"
 #include "ops/swiglu.h"
 #include "tensor/device.h"
@@ -41,12 +41,14 @@ LinearInput linear_input(const Context& ctx, const ModelView& model, int p, cons
   LinearInput in{x_MK, {}};
   if (!q.fp8[p]) return in;
   in.rows = take_rows(*ctx.workspace, x_MK.dim(0), x_MK.dim(1), q.precision.scaling());
-  ops::quantize_rows(ctx, x_MK, q.precision.activation_pow2, in.rows, stats);
-  if (columns != nullptr) {
-    *columns =
-        take_columns(*keep, x_MK.dim(1), x_MK.dim(0), segments.experts(), q.precision.scaling());
-    ops::quantize_columns(ctx, x_MK, segments, q.precision.activation_pow2, *columns, nullptr);
+  if (columns == nullptr) {
+    ops::quantize_rows(ctx, x_MK, q.precision.activation_pow2, in.rows, stats);
+    return in;
   }
+  *columns =
+      take_columns(*keep, x_MK.dim(1), x_MK.dim(0), segments.experts(), q.precision.scaling());
+  ops::quantize_rows_columns(ctx, x_MK, segments, q.precision.activation_pow2, in.rows, *columns,
+                             stats);
   return in;
 }
 
@@ -142,12 +144,20 @@ void forward_layer(const Context& ctx, const ModelView& model, int layer, const 
   const auto int32 = [&](const Shape& shape) { return keep.take(DType::kInt32, shape); };
 
   // 1. attention: norm, q|k|v, head norm and rotation, cache, softmax(qk)v, output projection
-  s.x1_TD = bf16({T, D}), s.h1_TD = bf16({T, D}), s.rstd1_T = fp32({T});
-  ops::rms_norm(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, s.h1_TD, s.rstd1_T);
+  s.x1_TD = bf16({T, D}), s.rstd1_T = fp32({T});
+  LinearInput h1;
+  if (q.fp8[p.qkv]) {
+    h1.rows = take_rows(*ctx.workspace, T, D, q.precision.scaling());
+    if (saved) s.h1_columns = take_columns(keep, D, T, 1, q.precision.scaling());
+    ops::rms_norm_quantize(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, none,
+                           s.rstd1_T, dense, q.precision.activation_pow2, h1.rows,
+                           saved ? &s.h1_columns : nullptr, counters.group(kAttentionInput));
+  } else {
+    h1.x_MK = s.h1_TD = bf16({T, D});
+    ops::rms_norm(ctx, x_TD, delta_TD, weight(p.input_norm), c.rms_eps, s.x1_TD, s.h1_TD,
+                  s.rstd1_T);
+  }
   s.qkv_TN = bf16({T, table.qkv_rows});
-  const LinearInput h1 =
-      linear_input(ctx, model, p.qkv, s.h1_TD, dense, &keep, saved ? &s.h1_columns : nullptr,
-                   counters.group(kAttentionInput));
   linear(ctx, model, p.qkv, h1, none, s.qkv_TN);
 
   s.q_THK = bf16({T, H, K}), s.k_TJK = bf16({T, J, K}), s.v_TJK = bf16({T, J, K});

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "model/fp8_format.h"
 #include "model/strict_json.h"
 
 namespace lockstep::model {
@@ -165,7 +166,7 @@ void read_common(KeyReader& r, ModelConfig& c) {
   r.only("attention_bias", false);
   r.only("attention_dropout", 0.0);
   r.only("is_encoder_decoder", false);
-  for (const char* key : {"quantization_config", "compression_config", "auto_map", "pruned_heads"})
+  for (const char* key : {"compression_config", "auto_map", "pruned_heads"})
     if (const json* value = r.find(key); value != nullptr && !value->empty())
       r.refuse(key, "not supported");
   const std::string dtype = r.text("dtype", r.text("torch_dtype", "bfloat16"));
@@ -260,6 +261,8 @@ ModelConfig parse_hf_config(const json& config, const std::string& file, const j
                             const std::string& generation_file) {
   KeyReader r(config, file);
   ModelConfig c = family_of(r).read(r);
+  r.skip({"quantization_config"});
+  parse_fp8_format(config, file);  // how weights are stored changes no model, but must be known
   r.finish();
   if (!generation.is_null()) {
     // Only the end tokens are taken; sampling settings belong to a run, not to a model.

@@ -1,13 +1,7 @@
 #include "model/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <tuple>
@@ -15,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file_io.h"
+#include "model/mapped_file.h"
 #include "model/safetensors_header.h"
 
 namespace lockstep::model {
@@ -27,33 +22,6 @@ using base::InputError;
 static constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 
 namespace {
-
-struct Mapping {
-  std::shared_ptr<const void> owner;
-  const std::byte* data;
-  std::uint64_t size;
-};
-
-Mapping map_file(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) fail<InputError>("cannot open {}: {}", path.string(), std::strerror(errno));
-  struct stat info {};
-  const bool regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  const std::size_t size = regular ? static_cast<std::size_t>(info.st_size) : 0;
-  void* data = size > 0 ? ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
-  const int error = errno;
-  ::close(fd);
-  if (!regular) fail<InputError>("{}: not a regular file", path.string());
-  if (data == MAP_FAILED)
-    fail<base::SystemError>("cannot map {}: {}", path.string(), std::strerror(error));
-  if (size < 8) {
-    if (data != nullptr) ::munmap(data, size);
-    fail<InputError>("{}: {} bytes are too few for a safetensors file", path.string(), size);
-  }
-  std::shared_ptr<const void> owner(
-      data, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
-  return {std::move(owner), static_cast<const std::byte*>(data), size};
-}
 
 // The data must be filled from 0 to `data_bytes` by the tensors in order of their offsets.
 void check_layout(const std::vector<HeaderTensor>& tensors, std::uint64_t data_bytes,
@@ -118,20 +86,23 @@ const FileTensor& SafetensorsFile::at(const std::string& name) const {
 }
 
 SafetensorsFile open_safetensors(const std::filesystem::path& path) {
-  const Mapping map = map_file(path);
+  const MappedFile map = map_file(path);
   const std::string file = path.string();
+  const std::size_t size = map.bytes.size();
+  if (size < 8) fail<InputError>("{}: {} bytes are too few for a safetensors file", file, size);
   std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, map.data, 8);
+  std::memcpy(&header_bytes, map.bytes.data(), 8);
   if (header_bytes > kMaxHeaderBytes)
     fail<InputError>("{}: header length {} is over the limit of {}", file, header_bytes,
                      kMaxHeaderBytes);
-  if (header_bytes > map.size - 8)
+  if (header_bytes > size - 8)
     fail<InputError>("{}: header length {} but only {} bytes follow (truncated?)", file,
-                     header_bytes, map.size - 8);
+                     header_bytes, size - 8);
   const SafetensorsHeader header = parse_safetensors_header(
-      {reinterpret_cast<const char*>(map.data) + 8, static_cast<std::size_t>(header_bytes)}, file);
-  const std::byte* data = map.data + 8 + header_bytes;
-  check_layout(header.tensors, map.size - 8 - header_bytes, file);
+      {reinterpret_cast<const char*>(map.bytes.data()) + 8, static_cast<std::size_t>(header_bytes)},
+      file);
+  const std::byte* data = map.bytes.data() + 8 + header_bytes;
+  check_layout(header.tensors, size - 8 - header_bytes, file);
 
   SafetensorsFile out{path, {}, header.metadata, map.owner};
   for (const HeaderTensor& t : header.tensors)

@@ -58,6 +58,7 @@ void initialize(Weights& weights, std::uint64_t seed) {
     const std::int64_t K = param.shape[param.shape.rank - 1];
     const std::int64_t N = param.shape[param.shape.rank - 2];
     for (const ParamPart& part : param.parts)
+#pragma omp parallel for schedule(static)
       for (std::int64_t n = 0; n < part.rows; ++n)
         for (std::int64_t k = 0; k < part.columns; ++k) {
           const std::int64_t i = (part.expert * N + part.row + n) * K + k;

@@ -52,6 +52,15 @@ LOCKSTEP_HD inline float exp2(float x) {
   return scale_by_power(exp2_polynomial(f), float_bits(t) - kRoundMagicBits);
 }
 
+// exp2(x) for x in [-190, 0], the same bits in half the operations: p is scaled by 2^(n + 64),
+// which is exact, and then by 2^-64, which rounds once.
+LOCKSTEP_HD inline float exp2_nonpositive(float x) {
+  constexpr float kMagic = kRoundMagic + 64.0f;
+  const float t = x + kMagic;
+  const float f = x - (t - kMagic);
+  return bits_float(float_bits(exp2_polynomial(f)) + (float_bits(t) << 23)) * 0x1p-64f;
+}
+
 // e^x, relative error below 2^-22.5.
 LOCKSTEP_HD inline float exp(float x) {
   x = x < -104.0f ? -104.0f : x;

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "ops/cpu/attention.h"
+#include "ops/cuda/attention.h"
+#include "ops/cuda/call.h"
 
 namespace lockstep::ops {
 
@@ -12,10 +14,43 @@ using tensor::DType;
 
 namespace {
 
-// Shapes, dtypes and every offset, length and page that will be followed.
-cpu::AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
-                                const TensorView& v_RJK, const AttentionBatch& batch, double scale,
-                                const TensorView& out_THK, const TensorView& lse2_TH) {
+// Every offset, length and page that will be followed; finds args->longest.
+void check_values(AttentionArgs& args) {
+  for (std::int64_t s = 0; s < args.sequences; ++s) {
+    const std::int64_t begin = args.q_offsets[s], end = args.q_offsets[s + 1];
+    const std::int64_t length = args.kv_lengths[s];
+    LOCKSTEP_CHECK(0 <= begin && begin <= end && end <= args.tokens,
+                   "sequence {}: query rows {} to {} of {}", s, begin, end, args.tokens);
+    LOCKSTEP_CHECK(end - begin <= length, "sequence {}: {} queries but {} keys", s, end - begin,
+                   length);
+    args.longest = end - begin > args.longest ? end - begin : args.longest;
+    if (end == begin) continue;
+    if (args.pages == nullptr) {
+      LOCKSTEP_CHECK(begin + length <= args.rows, "sequence {}: keys {} to {} of {} rows", s, begin,
+                     begin + length, args.rows);
+      continue;
+    }
+    const std::int64_t B = args.page_size, used = (length + B - 1) / B;
+    LOCKSTEP_CHECK(used <= args.pages_per_sequence, "sequence {}: {} keys need {} pages, has {}", s,
+                   length, used, args.pages_per_sequence);
+    for (std::int64_t p = 0; p < used; ++p) {
+      const std::int64_t page = args.pages[s * args.pages_per_sequence + p];
+      const std::int64_t rows = length - p * B < B ? length - p * B : B;
+      LOCKSTEP_CHECK(page >= 0 && page * B + rows <= args.rows,
+                     "sequence {}: page {} is number {}, cache has {} rows", s, p, page, args.rows);
+    }
+  }
+}
+
+// A host bound of a count that is `most` at the most; 0: unknown.
+std::int64_t bound(std::int64_t given, std::int64_t most) {
+  return given > 0 && given < most ? given : most;
+}
+
+// Shapes and dtypes, and on the CPU the batch's values.
+AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
+                           const TensorView& v_RJK, const AttentionBatch& batch, double scale,
+                           const TensorView& out_THK, const TensorView& lse2_TH) {
   tensor::require(q_THK, DType::kBf16, {-1, -1, -1}, "q_THK");
   const std::int64_t T = q_THK.dim(0), H = q_THK.dim(1), K = q_THK.dim(2);
   tensor::require(k_RJK, DType::kBf16, {-1, -1, K}, "k_RJK");
@@ -29,7 +64,7 @@ cpu::AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK
   tensor::require(batch.kv_lengths_S, DType::kInt32, {-1}, "kv_lengths_S");
   const std::int64_t S = batch.kv_lengths_S.dim(0);
   tensor::require(batch.q_offsets_S1, DType::kInt32, {S + 1}, "q_offsets_S1");
-  cpu::AttentionArgs args;
+  AttentionArgs args;
   args.q = q_THK.as<Bf16>();
   args.k = k_RJK.as<Bf16>();
   args.v = v_RJK.as<Bf16>();
@@ -51,30 +86,20 @@ cpu::AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK
   args.out = out_THK.as<Bf16>();
   args.lse2 = lse2_TH ? lse2_TH.as<float>() : nullptr;
 
-  for (std::int64_t s = 0; s < S; ++s) {
-    const std::int64_t begin = args.q_offsets[s], end = args.q_offsets[s + 1];
-    const std::int64_t length = args.kv_lengths[s];
-    LOCKSTEP_CHECK(0 <= begin && begin <= end && end <= T, "sequence {}: query rows {} to {} of {}",
-                   s, begin, end, T);
-    LOCKSTEP_CHECK(end - begin <= length, "sequence {}: {} queries but {} keys", s, end - begin,
-                   length);
-    args.longest = end - begin > args.longest ? end - begin : args.longest;
-    if (end == begin) continue;
-    if (args.pages == nullptr) {
-      LOCKSTEP_CHECK(begin + length <= R, "sequence {}: keys {} to {} of {} rows", s, begin,
-                     begin + length, R);
-      continue;
-    }
-    const std::int64_t B = batch.page_size, used = (length + B - 1) / B;
-    LOCKSTEP_CHECK(used <= args.pages_per_sequence, "sequence {}: {} keys need {} pages, has {}", s,
-                   length, used, args.pages_per_sequence);
-    for (std::int64_t p = 0; p < used; ++p) {
-      const std::int64_t page = args.pages[s * args.pages_per_sequence + p];
-      const std::int64_t rows = length - p * B < B ? length - p * B : B;
-      LOCKSTEP_CHECK(page >= 0 && page * B + rows <= R,
-                     "sequence {}: page {} is number {}, cache has {} rows", s, p, page, R);
-    }
+  args.tokens = T;
+  args.rows = R;
+  if (batch.kv_lengths_S.on_host()) {
+    check_values(args);
+    return args;
   }
+  LOCKSTEP_CHECK(K > 0 && K % 16 == 0 && K <= 256 && args.value_width > 0 &&
+                     args.value_width % 16 == 0 && args.value_width <= 256,
+                 "attention on a GPU has head widths in multiples of 16 up to 256, not {} and {}",
+                 K, args.value_width);
+  args.longest = bound(batch.max_queries, T);
+  args.most_keys =
+      bound(batch.max_keys, batch.pages_SP ? args.pages_per_sequence * args.page_size : R);
+  if (S == 0) args.longest = 0;
   return args;
 }
 
@@ -84,7 +109,9 @@ void attention(const Context& ctx, const TensorView& q_THK, const TensorView& k_
                const TensorView& v_RJK, const AttentionBatch& batch, double scale,
                const TensorView& out_THK, const TensorView& lse2_TH) {
   const auto args = checked_args(q_THK, k_RJK, v_RJK, batch, scale, out_THK, lse2_TH);
-  if (args.longest > 0) LOCKSTEP_CPU_CALL(ctx, attention, ctx, args);
+  if (args.longest == 0) return;
+  LOCKSTEP_CUDA_CALL(ctx, attention, ctx, args);
+  LOCKSTEP_CPU_CALL(ctx, attention, ctx, args);
 }
 
 void attention_backward(const Context& ctx, const TensorView& q_THK, const TensorView& k_TJK,
@@ -99,7 +126,7 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
   tensor::require(d_q_THK, DType::kBf16, q_THK.shape, "d_q_THK");
   tensor::require(d_k_TJK, DType::kBf16, k_TJK.shape, "d_k_TJK");
   tensor::require(d_v_TJK, DType::kBf16, v_TJK.shape, "d_v_TJK");
-  for (std::int64_t s = 0; s < args.sequences; ++s)
+  for (std::int64_t s = 0; batch.kv_lengths_S.on_host() && s < args.sequences; ++s)
     LOCKSTEP_CHECK(args.q_offsets[s + 1] - args.q_offsets[s] == args.kv_lengths[s],
                    "sequence {}: the backward needs all queries, {} of {} keys", s,
                    args.q_offsets[s + 1] - args.q_offsets[s], args.kv_lengths[s]);
@@ -107,10 +134,12 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
   args.d_q = d_q_THK.as<Bf16>();
   args.d_k = d_k_TJK.as<Bf16>();
   args.d_v = d_v_TJK.as<Bf16>();
-  if (args.longest > 0) LOCKSTEP_CPU_CALL(ctx, attention_backward, ctx, args);
+  if (args.longest == 0) return;
+  LOCKSTEP_CUDA_CALL(ctx, attention_backward, ctx, args);
+  LOCKSTEP_CPU_CALL(ctx, attention_backward, ctx, args);
 }
 
-void write_kv(const Context&, const TensorView& k_TJK, const TensorView& v_TJK,
+void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_TJK,
               const TensorView& slots_T, const TensorView& k_cache_RJK,
               const TensorView& v_cache_RJK) {
   tensor::require(slots_T, DType::kInt32, {-1}, "slots_T");
@@ -120,6 +149,7 @@ void write_kv(const Context&, const TensorView& k_TJK, const TensorView& v_TJK,
   tensor::require(k_cache_RJK, k_TJK.dtype, {-1, k_TJK.dim(1), k_TJK.dim(2)}, "k_cache_RJK");
   const std::int64_t R = k_cache_RJK.dim(0);
   tensor::require(v_cache_RJK, v_TJK.dtype, {R, v_TJK.dim(1), v_TJK.dim(2)}, "v_cache_RJK");
+  LOCKSTEP_CUDA_CALL(ctx, write_kv, ctx, k_TJK, v_TJK, slots_T, k_cache_RJK, v_cache_RJK);
   const std::int32_t* slots = slots_T.as<std::int32_t>();
   for (std::int64_t t = 0; t < T; ++t)
     LOCKSTEP_CHECK(slots[t] >= 0 && slots[t] < R, "row {}: slot {} of a cache of {} rows", t,

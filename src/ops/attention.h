@@ -19,14 +19,14 @@ struct AttentionBatch {
   std::int64_t page_size = 0;
   // Host bounds of the queries and of the keys of one sequence, for launch sizes on a GPU, where
   // the arrays above are device memory. 0: unknown; then T queries, and keys as many as a row of
-  // pages_SP holds, or T. A sequence beyond a bound that is too small is left unfinished.
+  // pages_SP holds, or R. A sequence beyond a bound that is too small is left unfinished.
   std::int64_t max_queries = 0, max_keys = 0;
 };
 
 // q_THK BF16, k and v BF16 [rows, J, K] (value width may differ from K: v is [rows, J, Kv]);
 // out_THK BF16 [T, H, Kv]; lse2_TH FP32, may be empty. Query i sees keys 0..position(i). H is a
-// multiple of J, scale > 0. ContractError on shapes, dtypes, offsets, lengths or pages that do not
-// fit.
+// multiple of J, scale > 0; on a GPU both widths are multiples of 16, up to 256. ContractError on
+// shapes, dtypes, and on the CPU on offsets, lengths or pages, that do not fit.
 void attention(const Context& ctx, const TensorView& q_THK, const TensorView& k_RJK,
                const TensorView& v_RJK, const AttentionBatch& batch, double scale,
                const TensorView& out_THK, const TensorView& lse2_TH);
@@ -41,7 +41,8 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
 
 // Copies rows of k and v to their places: row t goes to row slots_T[t] (int32) of the cache
 // tensors. Any dtype and trailing shape, the same for rows and cache. Slots are distinct; one
-// outside the cache is a ContractError, and then nothing is written.
+// outside the cache is a ContractError, and then nothing is written (on a GPU that row is left
+// out).
 void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_TJK,
               const TensorView& slots_T, const TensorView& k_cache_RJK,
               const TensorView& v_cache_RJK);

@@ -36,12 +36,17 @@ void require_columns(const Fp8Columns& x, std::int64_t E, std::int64_t N, const 
     require(x.scales, DType::kFp32, {E, N}, name);
 }
 
+void require_same_scaling(const Fp8Rows& rows, const Fp8Columns* columns, const char* name) {
+  LOCKSTEP_CHECK(columns == nullptr || columns->scaling == rows.scaling,
+                 "{}: rows and columns are scaled differently", name);
+}
+
 void require_segments(const Segments& segments, std::int64_t M, std::int64_t capacity) {
   require(segments.offsets_E1, DType::kInt32, {-1}, "segments.offsets");
   LOCKSTEP_CHECK(segments.offsets_E1.dim(0) >= 1, "segments.offsets: at least one entry is needed");
   const std::int64_t E = segments.experts();
   require(segments.padded_offsets_E1, DType::kInt32, {E + 1}, "segments.padded_offsets");
-  if (segments.offsets_E1.device != tensor::Device::kCpu) return;
+  if (!segments.offsets_E1.on_host()) return;
   const auto* offsets = segments.offsets_E1.as<std::int32_t>();
   const auto* padded = segments.padded_offsets_E1.as<std::int32_t>();
   LOCKSTEP_CHECK(offsets[0] == 0 && padded[0] == 0, "segments start at {} and {}, not at 0",
@@ -55,6 +60,13 @@ void require_segments(const Segments& segments, std::int64_t M, std::int64_t cap
   LOCKSTEP_CHECK(offsets[E] <= M && padded[E] <= capacity,
                  "segments end at {} of {} rows and {} of {} padded rows", offsets[E], M, padded[E],
                  capacity);
+}
+
+void require_full_segments(const Segments& segments, std::int64_t M, std::int64_t capacity) {
+  require_segments(segments, M, capacity);
+  if (!segments.offsets_E1.on_host()) return;
+  const std::int32_t rows = segments.offsets_E1.as<std::int32_t>()[segments.experts()];
+  LOCKSTEP_CHECK(rows == M, "segments hold {} of {} rows; row and column codes need all", rows, M);
 }
 
 }  // namespace lockstep::ops

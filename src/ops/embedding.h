@@ -5,7 +5,8 @@
 
 namespace lockstep::ops {
 
-// x[t] = w[token t], BF16; tokens_T int32. A token outside [0, V) is a ContractError that names it.
+// x[t] = w[token t], BF16; tokens_T int32. A token outside [0, V) is a ContractError that names it
+// (on the GPU, where nobody can report it, the nearest one inside is taken).
 void embedding(const Context& ctx, const TensorView& tokens_T, const TensorView& w_VD,
                const TensorView& x_TD);
 

@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "ops/cpu/norm.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/norm.h"
 
 namespace lockstep::ops {
 
@@ -21,6 +23,7 @@ void rms_norm(const Context& ctx, const TensorView& x_TD, const TensorView& delt
   require(x_out_TD, DType::kBf16, {T, D}, "rms_norm: x_out");
   require(h_TD, DType::kBf16, {T, D}, "rms_norm: h");
   require(rstd_T, DType::kFp32, {T}, "rms_norm: rstd");
+  LOCKSTEP_CUDA_CALL(ctx, rms_norm, ctx, x_TD, delta_TD, w_D, eps, x_out_TD, h_TD, rstd_T);
   LOCKSTEP_CPU_CALL(ctx, rms_norm, ctx, x_TD, delta_TD, w_D, eps, x_out_TD, h_TD, rstd_T);
 }
 
@@ -36,6 +39,8 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
   require(rstd_T, DType::kFp32, {T}, "rms_norm_backward: rstd");
   require(dx_TD, DType::kBf16, {T, D}, "rms_norm_backward: dx");
   require(dw_D, DType::kFp32, {D}, "rms_norm_backward: dw");
+  LOCKSTEP_CUDA_CALL(ctx, rms_norm_backward, ctx, dh_TD, d_residual_TD, x_TD, w_D, rstd_T, dx_TD,
+                     dw_D);
   LOCKSTEP_CPU_CALL(ctx, rms_norm_backward, ctx, dh_TD, d_residual_TD, x_TD, w_D, rstd_T, dx_TD,
                     dw_D);
 }
@@ -43,6 +48,8 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
 void rope_table(double theta, const TensorView& cos_PK, const TensorView& sin_PK) {
   require(cos_PK, DType::kFp32, {-1, -1}, "rope_table: cos");
   require(sin_PK, DType::kFp32, cos_PK.shape, "rope_table: sin");
+  LOCKSTEP_CHECK(cos_PK.on_host() && sin_PK.on_host(),
+                 "rope_table: the tables are made on the CPU");
   LOCKSTEP_CHECK(theta > 0, "rope_table: theta {}", theta);
   const std::int64_t P = cos_PK.dim(0), half = cos_PK.dim(1);
   auto* c = cos_PK.as<float>();
@@ -84,7 +91,8 @@ void require_head_op(const HeadColumns& x, const TensorView& w_K, const TensorVi
   require(cos_PK, DType::kFp32, {-1, K / 2}, "head_norm_rope: cos");
   require(sin_PK, DType::kFp32, cos_PK.shape, "head_norm_rope: sin");
   require(positions_T, DType::kInt32, {T}, "head_norm_rope: positions");
-  if (positions_T.device != tensor::Device::kCpu) return;
+  LOCKSTEP_CHECK(T == 0 || cos_PK.dim(0) > 0, "head_norm_rope: the table has no positions");
+  if (!positions_T.on_host()) return;
   const auto* positions = positions_T.as<std::int32_t>();
   for (std::int64_t t = 0; t < T; ++t)
     LOCKSTEP_CHECK(positions[t] >= 0 && positions[t] < cos_PK.dim(0),
@@ -99,6 +107,8 @@ void head_norm_rope(const Context& ctx, const HeadColumns& x, const TensorView& 
                     const TensorView& sin_PK, const TensorView& rstd_TH,
                     const TensorView& out_THK) {
   require_head_op(x, w_K, positions_T, cos_PK, sin_PK, rstd_TH, out_THK);
+  LOCKSTEP_CUDA_CALL(ctx, head_norm_rope, ctx, x, w_K, eps, positions_T, cos_PK, sin_PK, rstd_TH,
+                     out_THK);
   LOCKSTEP_CPU_CALL(ctx, head_norm_rope, ctx, x, w_K, eps, positions_T, cos_PK, sin_PK, rstd_TH,
                     out_THK);
 }
@@ -111,6 +121,8 @@ void head_norm_rope_backward(const Context& ctx, const TensorView& d_out_THK, co
   require_head_op(x, w_K, positions_T, cos_PK, sin_PK, rstd_TH, d_out_THK);
   require_heads(d_x, d_out_THK.shape, "head_norm_rope_backward: d_x");
   if (w_K) require(dw_K, DType::kFp32, {d_out_THK.dim(2)}, "head_norm_rope_backward: dw");
+  LOCKSTEP_CUDA_CALL(ctx, head_norm_rope_backward, ctx, d_out_THK, x, w_K, positions_T, cos_PK,
+                     sin_PK, rstd_TH, d_x, dw_K);
   LOCKSTEP_CPU_CALL(ctx, head_norm_rope_backward, ctx, d_out_THK, x, w_K, positions_T, cos_PK,
                     sin_PK, rstd_TH, d_x, dw_K);
 }

@@ -30,8 +30,9 @@ struct HeadColumns {
 };
 
 // out_THK = rope(norm(x)); w_K empty: no norm; cos/sin empty: no rotation (positions_T may then be
-// empty too). positions_T int32; one outside [0, P) is a ContractError. rstd_TH FP32 (empty without
-// norm). K is even where there is a rotation, and at most 1024.
+// empty too). positions_T int32; one outside [0, P) is a ContractError (on the GPU, where nobody
+// can report it, the nearest one inside is taken). rstd_TH FP32 (empty without norm). K is even
+// where there is a rotation, and at most 1024.
 void head_norm_rope(const Context& ctx, const HeadColumns& x, const TensorView& w_K, float eps,
                     const TensorView& positions_T, const TensorView& cos_PK,
                     const TensorView& sin_PK, const TensorView& rstd_TH, const TensorView& out_THK);

@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "ops/cpu/optimizer.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/optimizer.h"
 
 namespace lockstep::ops {
 
@@ -40,19 +42,21 @@ void adamw(const Context& ctx, const TensorView& grad, const AdamwOptions& optio
                  "adamw: lr {}, eps {}, weight decay {}, clip {}", o.lr, o.eps, o.weight_decay,
                  o.clip);
   const auto t = static_cast<double>(o.step);
-  const cpu::AdamwFactors factors{static_cast<float>(o.lr),
-                                  static_cast<float>(o.beta1),
-                                  static_cast<float>(o.beta2),
-                                  static_cast<float>(o.eps),
-                                  static_cast<float>(o.lr * o.weight_decay),
-                                  static_cast<float>(1.0 / (1.0 - std::pow(o.beta1, t))),
-                                  static_cast<float>(1.0 / (1.0 - std::pow(o.beta2, t))),
-                                  o.clip};
+  const AdamwFactors factors{static_cast<float>(o.lr),
+                             static_cast<float>(o.beta1),
+                             static_cast<float>(o.beta2),
+                             static_cast<float>(o.eps),
+                             static_cast<float>(o.lr * o.weight_decay),
+                             static_cast<float>(1.0 / (1.0 - std::pow(o.beta1, t))),
+                             static_cast<float>(1.0 / (1.0 - std::pow(o.beta2, t))),
+                             o.clip};
+  LOCKSTEP_CUDA_CALL(ctx, adamw, ctx, grad, factors, master, m, v, w);
   LOCKSTEP_CPU_CALL(ctx, adamw, ctx, grad, factors, master, m, v, w);
 }
 
 double global_norm(const Context& ctx, const std::vector<TensorView>& grads) {
   for (const TensorView& grad : grads) require_values(grad, grad.count(), false, "global_norm");
+  LOCKSTEP_CUDA_CALL(ctx, global_norm, ctx, grads);
   return std::sqrt(LOCKSTEP_CPU_CALL(ctx, sum_of_squares, ctx, grads.data(),
                                      static_cast<std::int64_t>(grads.size())));
 }
@@ -66,6 +70,7 @@ float clip_factor(double norm, double max_norm) {
 
 std::int64_t count_nonfinite(const Context& ctx, const TensorView& x) {
   require_values(x, x.count(), true, "count_nonfinite");
+  LOCKSTEP_CUDA_CALL(ctx, count_nonfinite, ctx, x);
   return LOCKSTEP_CPU_CALL(ctx, count_nonfinite, ctx, x);
 }
 

@@ -3,6 +3,8 @@
 #include <cstdint>
 
 #include "ops/cpu/permute.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/permute.h"
 
 namespace lockstep::ops {
 
@@ -11,8 +13,11 @@ namespace {
 using numerics::Bf16;
 using tensor::DType;
 
+// Checked where the values can be read; the GPU's kernels clamp them.
 const std::int32_t* indices(const TensorView& x, std::int64_t end, const char* name) {
   const auto* p = x.as<std::int32_t>();
+  LOCKSTEP_CHECK(x.count() == 0 || end > 0, "{}: {} entries into nothing", name, x.count());
+  if (!x.on_host()) return p;
   for (std::int64_t i = 0; i < x.count(); ++i)
     LOCKSTEP_CHECK(p[i] >= 0 && p[i] < end, "{}: entry {} is {}, outside [0, {})", name, i, p[i],
                    end);
@@ -40,7 +45,10 @@ void plan_permutation(const Context& ctx, const TensorView& experts_TC, const Se
   tensor::require(token_M, DType::kInt32, {T * C}, "plan_permutation: token_M");
   LOCKSTEP_CHECK(T * C + 127 * E <= INT32_MAX,
                  "plan_permutation: {} rows of {} experts, padded, exceed int32", T * C, E);
+  LOCKSTEP_CHECK(ctx.device == tensor::Device::kCpu || E <= cuda::kMaxSortBins,
+                 "plan_permutation: {} experts, the GPU takes at most {}", E, cuda::kMaxSortBins);
   const std::int32_t* experts = indices(experts_TC, E, "plan_permutation: experts_TC");
+  LOCKSTEP_CUDA_CALL(ctx, plan_permutation, ctx, experts_TC, segments, row_TC, token_M);
   const tensor::ArenaScope scope(*ctx.workspace);
   const TensorView next_E = ctx.workspace->take(DType::kInt32, {E});
   LOCKSTEP_CPU_CALL(ctx, plan_permutation, experts, T, C, E, segments.offsets_E1.as<std::int32_t>(),
@@ -56,8 +64,21 @@ void permute(const Context& ctx, const TensorView& h_TD, const TensorView& token
   const std::int64_t M = token_M.dim(0);
   tensor::require(out_MD, DType::kBf16, {M, D}, "permute: out_MD");
   const std::int32_t* token = indices(token_M, T, "permute: token_M");
+  LOCKSTEP_CUDA_CALL(ctx, permute, ctx, h_TD, token_M, out_MD);
   const cpu::RoutedShape shape{M, 1, D, ctx.threads};
   LOCKSTEP_CPU_CALL(ctx, permute, shape, h_TD.as<Bf16>(), token, out_MD.as<Bf16>());
+}
+
+void scatter_rows(const Context& ctx, const TensorView& from_RD, const TensorView& row_R,
+                  const TensorView& to_TD) {
+  tensor::require(from_RD, DType::kBf16, {-1, -1}, "scatter_rows: from_RD");
+  const std::int64_t R = from_RD.dim(0), D = from_RD.dim(1);
+  tensor::require(row_R, DType::kInt32, {R}, "scatter_rows: row_R");
+  tensor::require(to_TD, DType::kBf16, {-1, D}, "scatter_rows: to_TD");
+  const std::int32_t* row = indices(row_R, to_TD.dim(0), "scatter_rows: row_R");
+  LOCKSTEP_CUDA_CALL(ctx, scatter_rows, ctx, from_RD, row_R, to_TD);
+  const cpu::RoutedShape shape{R, 1, D, ctx.threads};
+  LOCKSTEP_CPU_CALL(ctx, scatter_rows, shape, from_RD.as<Bf16>(), row, to_TD.as<Bf16>());
 }
 
 void combine(const Context& ctx, const TensorView& o_MD, const TensorView& weights_TC,
@@ -69,6 +90,7 @@ void combine(const Context& ctx, const TensorView& o_MD, const TensorView& weigh
   tensor::require(y_TD, DType::kBf16, {T, D}, "combine: y_TD");
   const Bf16* shared = optional_rows(shared_TD, T, D, "combine: shared_TD");
   const std::int32_t* row = indices(row_TC, o_MD.dim(0), "combine: row_TC");
+  LOCKSTEP_CUDA_CALL(ctx, combine, ctx, o_MD, weights_TC, row_TC, shared_TD, y_TD);
   const cpu::RoutedShape shape{T, C, D, ctx.threads};
   LOCKSTEP_CPU_CALL(ctx, combine, shape, o_MD.as<Bf16>(), weights_TC.as<float>(), row, shared,
                     y_TD.as<Bf16>());
@@ -86,6 +108,8 @@ void combine_backward(const Context& ctx, const TensorView& dy_TD, const TensorV
   tensor::require(d_o_MD, DType::kBf16, {M, D}, "combine_backward: d_o_MD");
   tensor::require(d_weights_TC, DType::kFp32, {T, C}, "combine_backward: d_weights_TC");
   const std::int32_t* row = indices(row_TC, M, "combine_backward: row_TC");
+  LOCKSTEP_CUDA_CALL(ctx, combine_backward, ctx, dy_TD, o_MD, weights_TC, row_TC, d_o_MD,
+                     d_weights_TC);
   const cpu::RoutedShape shape{T, C, D, ctx.threads};
   LOCKSTEP_CPU_CALL(ctx, combine_backward, shape, dy_TD.as<Bf16>(), o_MD.as<Bf16>(),
                     weights_TC.as<float>(), row, d_o_MD.as<Bf16>(), d_weights_TC.as<float>());
@@ -101,17 +125,10 @@ void permute_backward(const Context& ctx, const TensorView& d_x_MD, const Tensor
   const Bf16* first = optional_rows(first_TD, T, D, "permute_backward: first_TD");
   const Bf16* last = optional_rows(last_TD, T, D, "permute_backward: last_TD");
   const std::int32_t* row = indices(row_TC, d_x_MD.dim(0), "permute_backward: row_TC");
+  LOCKSTEP_CUDA_CALL(ctx, permute_backward, ctx, d_x_MD, row_TC, first_TD, last_TD, d_h_TD);
   const cpu::RoutedShape shape{T, C, D, ctx.threads};
   LOCKSTEP_CPU_CALL(ctx, permute_backward, shape, d_x_MD.as<Bf16>(), row, first, last,
                     d_h_TD.as<Bf16>());
-}
-
-void scatter_rows(const Context&, const TensorView& from_RD, const TensorView& row_R,
-                  const TensorView& to_TD) {
-  const std::int32_t* row = indices(row_R, to_TD.dim(0), "scatter_rows: row_R");
-  for (std::int64_t r = 0; r < from_RD.dim(0); ++r)
-    for (std::int64_t d = 0; d < from_RD.dim(1); ++d)
-      to_TD.as<Bf16>()[row[r] * from_RD.dim(1) + d] = from_RD.as<Bf16>()[r * from_RD.dim(1) + d];
 }
 
 }  // namespace lockstep::ops

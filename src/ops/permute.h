@@ -9,13 +9,20 @@ namespace lockstep::ops {
 // The sort: segments.offsets_E1 and padded_offsets_E1 (each segment rounded up to 128), row_TC[t,
 // c] = the row of that slot, token_M[row] = its token. All int32. An expert index outside [0, E) is
 // a ContractError, as is a padded row count above the range of int32. Ops that read row_TC or
-// token_M refuse entries out of range.
+// token_M refuse entries out of range. On the GPU nobody can report an index out of range: there
+// all these ops take the nearest one inside, so that nothing outside a tensor is read or written,
+// and E is at most 1024.
 void plan_permutation(const Context& ctx, const TensorView& experts_TC, const Segments& segments,
                       const TensorView& row_TC, const TensorView& token_M);
 
 // out_MD[row] = h_TD[token_M[row]], BF16.
 void permute(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
              const TensorView& out_MD);
+
+// to_TD[row_R[r]] = from_RD[r], BF16; the entries of row_R (int32) are distinct, other rows of
+// to_TD are left alone.
+void scatter_rows(const Context& ctx, const TensorView& from_RD, const TensorView& row_R,
+                  const TensorView& to_TD);
 
 // y[t] = bf16(acc (+ shared[t])), acc = 0, then acc = fma(weights[t, c], o[row[t, c]], acc) in slot
 // order; o_MD, shared_TD (may be empty), y_TD BF16, weights FP32.
@@ -33,9 +40,5 @@ void combine_backward(const Context& ctx, const TensorView& dy_TD, const TensorV
 void permute_backward(const Context& ctx, const TensorView& d_x_MD, const TensorView& row_TC,
                       const TensorView& first_TD, const TensorView& last_TD,
                       const TensorView& d_h_TD);
-
-// to_TD[row_R[r]] = from_RD[r], BF16; rows are distinct.
-void scatter_rows(const Context& ctx, const TensorView& from_RD, const TensorView& row_R,
-                  const TensorView& to_TD);
 
 }  // namespace lockstep::ops

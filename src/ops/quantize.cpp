@@ -5,6 +5,8 @@
 #include "numerics/contract.h"
 #include "ops/check.h"
 #include "ops/cpu/quantize.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/quantize.h"
 
 namespace lockstep::ops {
 
@@ -27,6 +29,7 @@ void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const 
                    QuantStats* stats) {
   require(x_MK, DType::kBf16, {-1, -1}, "quantize_rows: x");
   require_rows(out, x_MK.dim(0), x_MK.dim(1), "quantize_rows: out");
+  LOCKSTEP_CUDA_CALL(ctx, quantize_rows, ctx, x_MK, pow2, out, stats);
   LOCKSTEP_CPU_CALL(ctx, quantize_rows, ctx, x_MK, pow2, out, stats);
 }
 
@@ -35,7 +38,22 @@ void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments
   require(x_MN, DType::kBf16, {-1, -1}, "quantize_columns: x");
   require_columns(out, segments.experts(), x_MN.dim(1), "quantize_columns: out");
   require_segments(segments, x_MN.dim(0), out.codes_NR.dim(1));
+  LOCKSTEP_CUDA_CALL(ctx, quantize_columns, ctx, x_MN, segments, pow2, out, stats);
   LOCKSTEP_CPU_CALL(ctx, quantize_columns, ctx, x_MN, segments, pow2, out, stats);
+}
+
+void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
+                           bool pow2, const Fp8Rows& rows, const Fp8Columns& columns,
+                           QuantStats* stats) {
+  const std::int64_t M = x_MN.dim(0), N = x_MN.dim(1);
+  require(x_MN, DType::kBf16, {-1, -1}, "quantize_rows_columns: x");
+  require_rows(rows, M, N, "quantize_rows_columns: rows");
+  require_columns(columns, segments.experts(), N, "quantize_rows_columns: columns");
+  require_same_scaling(rows, &columns, "quantize_rows_columns");
+  require_full_segments(segments, M, columns.codes_NR.dim(1));
+  LOCKSTEP_CUDA_CALL(ctx, quantize_rows_columns, ctx, x_MN, segments, pow2, rows, columns, stats);
+  quantize_rows(ctx, x_MN, pow2, rows, stats);
+  quantize_columns(ctx, x_MN, segments, pow2, columns, nullptr);
 }
 
 void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales kind, bool pow2,
@@ -55,18 +73,21 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
                  fmt::join(part_rows, " + "), N);
   const std::int64_t* parts = part_rows.empty() ? &N : part_rows.data();
   const std::int64_t count = part_rows.empty() ? 1 : static_cast<std::int64_t>(part_rows.size());
+  LOCKSTEP_CUDA_CALL(ctx, quantize_weight, ctx, w_ENK, kind, pow2, parts, count, out, out_t, stats);
   LOCKSTEP_CPU_CALL(ctx, quantize_weight, ctx, w_ENK, kind, pow2, parts, count, out, out_t, stats);
 }
 
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {
   require(out_MK, DType::kBf16, {-1, -1}, "dequantize_rows: out");
   require_rows(x, out_MK.dim(0), out_MK.dim(1), "dequantize_rows: x");
+  LOCKSTEP_CUDA_CALL(ctx, dequantize_rows, ctx, x, out_MK);
   LOCKSTEP_CPU_CALL(ctx, dequantize_rows, ctx, x, out_MK);
 }
 
 void dequantize_weight(const Context& ctx, const Fp8Weight& w, const TensorView& out_ENK) {
   require(out_ENK, DType::kBf16, {-1, -1, -1}, "dequantize_weight: out");
   require_weight(w, out_ENK.dim(0), out_ENK.dim(1), out_ENK.dim(2), "dequantize_weight: w");
+  LOCKSTEP_CUDA_CALL(ctx, dequantize_weight, ctx, w, out_ENK);
   LOCKSTEP_CPU_CALL(ctx, dequantize_weight, ctx, w, out_ENK);
 }
 

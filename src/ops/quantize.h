@@ -35,6 +35,12 @@ void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const 
 void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
                       bool pow2, const Fp8Columns& out, QuantStats* stats);
 
+// Row codes and column codes of the same tensor (BF16), as quantize_rows and quantize_columns write
+// them, from one read. The segments hold all of its rows. stats count the row codes only.
+void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
+                           bool pow2, const Fp8Rows& rows, const Fp8Columns& columns,
+                           QuantStats* stats);
+
 enum class WeightScales {
   kBlock128,   // recipe blockwise: 128 x 128
   kPerRow,     // recipe rowwise

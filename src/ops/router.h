@@ -20,7 +20,7 @@ struct RouterOptions {
 // experts_TC int32, slots by descending selection value, ties to the lower index; -0 equals +0. A
 // NaN sorts below every number, so that C different experts are chosen even from a row of NaN.
 // ContractError: groups do not divide E, top_groups outside [1, groups], top_k outside
-// [1, E / groups * top_groups].
+// [1, E / groups * top_groups]; on the GPU, more than 1024 experts.
 void router(const Context& ctx, const TensorView& logits_TE, const TensorView& bias_E,
             const RouterOptions& options, const TensorView& weights_TC,
             const TensorView& experts_TC);
@@ -37,7 +37,8 @@ void router(const Context& ctx, const TensorView& logits_TE, const TensorView& b
 //   ds[e_c] = ds[e_c] + b_c;
 //   softmax: dz_e = s_e * (ds_e - strided_sum(ds_e * s_e));  sigmoid: dz_e = ds_e * (s_e *
 //   (1-s_e)).
-// The strided sums of products are in fma form. An expert outside [0, E) is a ContractError.
+// The strided sums of products are in fma form. An expert outside [0, E) is a ContractError (on
+// the GPU, where nobody can report it, the nearest one inside is taken).
 void router_backward(const Context& ctx, const TensorView& logits_TE, const TensorView& experts_TC,
                      const TensorView& d_weights_TC, const TensorView& d_score_E,
                      const RouterOptions& options, const TensorView& d_logits_TE);
@@ -47,8 +48,19 @@ void router_backward(const Context& ctx, const TensorView& logits_TE, const Tens
 void router_mean_scores(const Context& ctx, const TensorView& logits_TE,
                         const RouterOptions& options, const TensorView& sum_E);
 
+// What the load-balancing loss of a layer is scaled by: its coefficient, the micro-batch's weight
+// in the step, and the tokens and slots that the counts and sums are over.
+struct BalanceFactors {
+  double coefficient = 0, weight = 1;
+  std::int64_t tokens = 0, top_k = 1;
+};
+
+// The loss is the sum over e of slope_e * sum_E[e], where sum_E (FP64) is what router_mean_scores
+// wrote, the number of e's rows is offsets_E1[e + 1] - offsets_E1[e] (int32), and in double, left
+// to right, slope_e = coefficient * weight * E * rows_e / (top_k * tokens * tokens). d_score_E
+// (FP32) = the slopes; value [1] (FP64) is added to, one product after the other in ascending e.
 void balance_gradient(const Context& ctx, const TensorView& offsets_E1, const TensorView& sum_E,
-                      double coefficient, std::int64_t C, std::int64_t T,
-                      const TensorView& d_score_E, const TensorView& value_1);
+                      const BalanceFactors& factors, const TensorView& d_score_E,
+                      const TensorView& value);
 
 }  // namespace lockstep::ops

@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "ops/cpu/vocab.h"
+#include "ops/cuda/call.h"
+#include "ops/cuda/vocab.h"
 
 namespace lockstep::ops {
 
@@ -25,10 +27,12 @@ void check(const TensorView& logits_RV, const TensorView& tokens_R, const RowSam
   const std::int64_t R = logits_RV.dim(0), V = logits_RV.dim(1);
   LOCKSTEP_CHECK(V >= 1 && V <= INT32_MAX, "vocab: vocabulary of {}", V);
   tensor::require(tokens_R, DType::kInt32, {R}, "vocab: tokens_R");
-  for (std::int64_t r = 0; r < R; ++r) check_row(sampling[r], r);
+  if (logits_RV.on_host())
+    for (std::int64_t r = 0; r < R; ++r) check_row(sampling[r], r);
 }
 
 void check_targets(const TensorView& targets_R, std::int64_t V) {
+  if (!targets_R.on_host()) return;
   const auto* targets = targets_R.as<std::int32_t>();
   for (std::int64_t r = 0; r < targets_R.dim(0); ++r)
     LOCKSTEP_CHECK(targets[r] >= 0 && targets[r] < V, "vocab: row {}: target {} outside [0, {})", r,
@@ -43,6 +47,7 @@ bool any_filter(const RowSampling* sampling, std::int64_t R) {
 
 void rows(const Context& ctx, const TensorView& logits_RV, const RowSampling* sampling, bool draw,
           const TensorView& tokens_R, RowStats* stats) {
+  LOCKSTEP_CUDA_CALL(ctx, vocab_rows, ctx, logits_RV, sampling, draw, tokens_R, stats);
   const std::int64_t R = logits_RV.dim(0), V = logits_RV.dim(1);
   const tensor::ArenaScope scope(*ctx.workspace);
   const std::int64_t size = any_filter(sampling, R) ? ctx.threads * V : 0;
@@ -77,6 +82,8 @@ void vocab_backward(const Context& ctx, const TensorView& logits_RV, const Tenso
   check_targets(targets_R, V);
   tensor::require(g_R, DType::kFp32, {R}, "vocab_backward: g_R");
   tensor::require(d_logits_RV, DType::kBf16, {R, V}, "vocab_backward: d_logits_RV");
+  LOCKSTEP_CUDA_CALL(ctx, vocab_backward, ctx, logits_RV, targets_R, sampling, stats, g_R,
+                     d_logits_RV);
   LOCKSTEP_CPU_CALL(ctx, vocab_backward, ctx.threads, logits_RV.as<float>(), R, V,
                     targets_R.as<std::int32_t>(), sampling, stats, g_R.as<float>(),
                     d_logits_RV.as<Bf16>());

@@ -5,8 +5,9 @@
 // broken when one of its z is NaN or +inf, or none is above -inf: its logprob, entropy, max and
 // total are NaN, its token is the lowest index whose z is not NaN (0 if there is none), its
 // gradient is NaN (zero where g = 0).
-// ContractError: V = 0, a target outside [0, V), a temperature that is negative or whose reciprocal
-// is not a finite FP32 number, NaN in top_p or min_p.
+// ContractError: V = 0, and on the CPU, where the values can be seen: a target outside [0, V), a
+// temperature that is negative or whose reciprocal is not a finite FP32 number, NaN in top_p or
+// min_p.
 #pragma once
 
 #include "ops/operand.h"
@@ -28,6 +29,7 @@ struct RowSampling {
 
 // What the backward needs, and what the metrics want. The kept set of a row is
 // { v : z_v > cut_z, or z_v == cut_z and v <= cut_index }; (-inf, -1) where no filter removes any.
+// cut_z is never -0.
 struct RowStats {
   float logprob = 0;  // -inf for a token outside the kept set
   float entropy = 0;
@@ -37,8 +39,8 @@ struct RowStats {
   std::int32_t cut_index = 0;
 };
 
-// stats[r] of targets_R (int32) under logits_RV (FP32). `sampling` and `stats` are host arrays of R
-// entries.
+// stats[r] of targets_R (int32) under logits_RV (FP32). `sampling` and `stats` are R entries in
+// memory of the context's device.
 void vocab_logprobs(const Context& ctx, const TensorView& logits_RV, const TensorView& targets_R,
                     const RowSampling* sampling, RowStats* stats);
 

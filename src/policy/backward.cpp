@@ -40,27 +40,45 @@ struct SavedInput {
   Fp8Columns columns;
 };
 
-// dx = dy W and dW += dy^T x of one (grouped) linear.
+// A linear's output gradient in FP8: rows for the input gradient, columns for the weight gradient.
+struct Fp8Gradient {
+  Fp8Rows rows;
+  Fp8Columns columns;
+};
+
+Fp8Gradient take_gradient(const Context& ctx, const ModelView& model, std::int64_t M,
+                          std::int64_t N, const Segments& segments) {
+  const Scaling scaling = model.quantized->precision.scaling();
+  return {model::take_rows(*ctx.workspace, M, N, scaling),
+          model::take_columns(*ctx.workspace, N, M, segments.experts(), scaling)};
+}
+
+// dx = dy W and dW += dy^T x of one (grouped) linear that runs in FP8.
+void fp8_linear_backward(const Context& ctx, const ModelView& model, int p, const Fp8Gradient& dy,
+                         const SavedInput& x, const Segments& segments,
+                         const TensorView& offsets_E1, const TensorView& dx_MK,
+                         const TensorView& grads) {
+  ops::fp8_gemm(ctx, dy.rows, model.quantized->transposed[p], offsets_E1, dx_MK);
+  ops::fp8_weight_gradient(ctx, dy.columns, x.columns, segments, true,
+                           model::param_view(model.weights->table, grads, p));
+}
+
+// The same from a BF16 gradient, for a linear of either precision.
 void linear_backward(const Context& ctx, const ModelView& model, int p, const TensorView& dy_MN,
                      const SavedInput& x, const Segments& segments, const TensorView& offsets_E1,
                      const TensorView& dx_MK, const TensorView& grads, QuantStats* stats) {
   const model::QuantizedWeights& q = *model.quantized;
-  const TensorView dw_ENK = model::param_view(model.weights->table, grads, p);
   if (!q.fp8[p]) {
     ops::bf16_gemm(ctx, dy_MN, model.weights->view(p), ops::BLayout::kKN, offsets_E1, dx_MK);
-    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, true, dw_ENK);
+    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, true,
+                              model::param_view(model.weights->table, grads, p));
     return;
   }
   ArenaScope scratch(*ctx.workspace);
-  const Scaling scaling = q.precision.scaling();
-  const bool pow2 = q.precision.activation_pow2;
-  const Fp8Rows rows = model::take_rows(*ctx.workspace, dy_MN.dim(0), dy_MN.dim(1), scaling);
-  const Fp8Columns columns =
-      model::take_columns(*ctx.workspace, dy_MN.dim(1), dy_MN.dim(0), segments.experts(), scaling);
-  ops::quantize_rows(ctx, dy_MN, pow2, rows, stats);
-  ops::quantize_columns(ctx, dy_MN, segments, pow2, columns, nullptr);
-  ops::fp8_gemm(ctx, rows, q.transposed[p], offsets_E1, dx_MK);
-  ops::fp8_weight_gradient(ctx, columns, x.columns, segments, true, dw_ENK);
+  const Fp8Gradient dy = take_gradient(ctx, model, dy_MN.dim(0), dy_MN.dim(1), segments);
+  ops::quantize_rows_columns(ctx, dy_MN, segments, q.precision.activation_pow2, dy.rows, dy.columns,
+                             stats);
+  fp8_linear_backward(ctx, model, p, dy, x, segments, offsets_E1, dx_MK, grads);
 }
 
 // d_score_E of the load-balancing loss for one layer; adds its value to value_1 (FP64).
@@ -70,8 +88,8 @@ TensorView balance_gradient(const Context& ctx, const ModelConfig& c, const Laye
   const TensorView d_score_E = ctx.workspace->take(DType::kFp32, {E});
   const TensorView sum_E = ctx.workspace->take(DType::kFp64, {E});
   ops::router_mean_scores(ctx, s.logits_TE, c.router, sum_E);
-  ops::balance_gradient(ctx, s.segments.offsets_E1, sum_E, balance.coefficient * balance.weight, C,
-                        T, d_score_E, value_1);
+  ops::balance_gradient(ctx, s.segments.offsets_E1, sum_E,
+                        {balance.coefficient, balance.weight, T, C}, d_score_E, value_1);
   return d_score_E;
 }
 
@@ -102,14 +120,23 @@ void backward_layer(const Context& ctx, const ModelView& model, int layer,
   const TensorView d_down_MD = bf16({M, D}), d_weights_TC = fp32({T, C});
   ops::combine_backward(ctx, dx_TD, s.down_MD, s.weights_TC, s.row_TC, d_down_MD, d_weights_TC);
   const TensorView& offsets = s.segments.offsets_E1;
-  const TensorView d_activation_MF = bf16({M, F}), d_gate_up_MF = bf16({M, 2 * F}),
-                   d_routed_MD = bf16({M, D});
+  const TensorView d_activation_MF = bf16({M, F}), d_routed_MD = bf16({M, D});
   linear_backward(ctx, model, p.down, d_down_MD, {s.activation_MF, s.activation_columns},
                   s.segments, offsets, d_activation_MF, grads,
                   counters.group(model::kExpertActivation));
-  ops::swiglu_backward(ctx, s.gate_up_MF, d_activation_MF, d_gate_up_MF);
-  linear_backward(ctx, model, p.gate_up, d_gate_up_MF, {s.routed_MD, s.routed_columns}, s.segments,
-                  offsets, d_routed_MD, grads, counters.group(model::kExpertInput));
+  const SavedInput routed{s.routed_MD, s.routed_columns};
+  if (model.quantized->fp8[p.gate_up]) {
+    const Fp8Gradient dy = take_gradient(ctx, model, M, 2 * F, s.segments);
+    ops::swiglu_backward_quantize(ctx, s.gate_up_MF, d_activation_MF, s.segments,
+                                  model.quantized->precision.activation_pow2, none, dy.rows,
+                                  &dy.columns, counters.group(model::kExpertInput));
+    fp8_linear_backward(ctx, model, p.gate_up, dy, routed, s.segments, offsets, d_routed_MD, grads);
+  } else {
+    const TensorView d_gate_up_MF = bf16({M, 2 * F});
+    ops::swiglu_backward(ctx, s.gate_up_MF, d_activation_MF, d_gate_up_MF);
+    linear_backward(ctx, model, p.gate_up, d_gate_up_MF, routed, s.segments, offsets, d_routed_MD,
+                    grads, nullptr);
+  }
 
   const TensorView d_score_E = balance != nullptr && balance->coefficient != 0
                                    ? balance_gradient(ctx, c, s, *balance, balance_value_1)

@@ -14,9 +14,9 @@ std::string weight_checksum(const model::ModelView& view) {
                                                                        &XXH3_freeState);
   LOCKSTEP_CHECK(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, "xxhash state");
   const auto add = [&](const tensor::TensorView& t) {
-    tensor::Tensor host;
-    if (!t.on_host()) host = tensor::to_host(t);
-    XXH3_128bits_update(state.get(), t.on_host() ? t.data : host.view().data, t.bytes());
+    tensor::read_pieces(t, [&](std::span<const std::byte> piece) {
+      XXH3_128bits_update(state.get(), piece.data(), piece.size());
+    });
   };
   for (std::size_t p = 0; p < view.weights->table.params.size(); ++p) {
     if (view.quantized->fp8[p]) {

@@ -1,5 +1,6 @@
 #include "tensor/device.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #ifdef LOCKSTEP_HAVE_CUDA
@@ -50,6 +51,9 @@ std::string cuda_problem() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+      return "no GPU driver is installed";
     return fmt::format("no usable GPU driver ({})", cudaGetErrorString(status));
   }
   if (count == 0) return "no GPU";
@@ -60,6 +64,12 @@ std::string cuda_problem() {
         "GPU 0 is a {} of compute capability {}.{}; the kernels are built for 9.0 (H100, H200)",
         properties.name, properties.major, properties.minor);
   return {};
+}
+
+std::string cuda_runtime_version() {
+  int version = 0;
+  check_cuda(cudaRuntimeGetVersion(&version), "cudaRuntimeGetVersion");
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
 Context cuda_context(Arena& workspace) {
@@ -82,10 +92,11 @@ DeviceMemory device_memory(const Context& ctx) {
 
 std::string device_text(const Context& ctx) {
   if (ctx.device == Device::kCpu)
-    return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+    return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                       ctx.threads == 1 ? "" : "s");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  return fmt::format("{}, {:.1f} GiB", properties.name,
+  return fmt::format("cuda: {}, {:.1f} GiB", properties.name,
                      static_cast<double>(properties.totalGlobalMem) / 0x1p30);
 }
 
@@ -119,12 +130,15 @@ void synchronize(const Context& ctx) {
 
 std::string cuda_problem() { return "this build has no CUDA backend"; }
 
+std::string cuda_runtime_version() { return {}; }
+
 Context cuda_context(Arena&) { fail<SystemError>("device cuda: {}", cuda_problem()); }
 
 DeviceMemory device_memory(const Context&) { return {}; }
 
 std::string device_text(const Context& ctx) {
-  return fmt::format("CPU, {}, {} threads", isa_name(ctx.isa), ctx.threads);
+  return fmt::format("cpu: {}, {} thread{}", isa_name(ctx.isa), ctx.threads,
+                     ctx.threads == 1 ? "" : "s");
 }
 
 void copy_bytes(const Context&, const void* from, Device, void* to, Device, std::size_t bytes) {
@@ -156,18 +170,76 @@ void download(const Context& ctx, const TensorView& from, void* to) {
   copy_bytes(ctx, from.data, from.device, to, Device::kCpu, from.bytes());
 }
 
-Tensor to_host(const TensorView& from) {
-  Tensor host(Device::kCpu, from.dtype, from.shape);
-  if (from.bytes() == 0) return host;
 #ifdef LOCKSTEP_HAVE_CUDA
-  if (from.device == Device::kCuda) {
-    check_cuda(cudaDeviceSynchronize(), "work on the GPU");
-    check_cuda(cudaMemcpy(host.view().data, from.data, from.bytes(), cudaMemcpyDeviceToHost),
-               "copy");
-    return host;
+namespace {
+
+// Two pinned buffers, filled in turn.
+class PinnedRing {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{32} << 20;
+
+  PinnedRing() {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "copy");
+    for (int i = 0; i < 2; ++i) {
+      check_cuda(cudaMallocHost(&memory_[i], kBytes), "pinned memory");
+      check_cuda(cudaEventCreateWithFlags(&filled_[i], cudaEventDisableTiming), "copy");
+    }
+  }
+  ~PinnedRing() {
+    for (int i = 0; i < 2; ++i) cudaFreeHost(memory_[i]), cudaEventDestroy(filled_[i]);
+    cudaStreamDestroy(stream_);
+  }
+  PinnedRing(const PinnedRing&) = delete;
+  PinnedRing& operator=(const PinnedRing&) = delete;
+
+  void fill(int i, const std::byte* from, std::size_t bytes) {
+    check_cuda(cudaMemcpyAsync(memory_[i], from, bytes, cudaMemcpyDeviceToHost, stream_), "copy");
+    check_cuda(cudaEventRecord(filled_[i], stream_), "copy");
+  }
+  const std::byte* wait(int i) {
+    check_cuda(cudaEventSynchronize(filled_[i]), "copy");
+    return static_cast<const std::byte*>(memory_[i]);
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  void* memory_[2] = {};
+  cudaEvent_t filled_[2] = {};
+};
+
+}  // namespace
+#endif
+
+void read_pieces(const TensorView& from,
+                 const std::function<void(std::span<const std::byte>)>& read) {
+  const auto* bytes = static_cast<const std::byte*>(from.data);
+  const std::size_t size = from.bytes();
+  if (from.on_host()) {
+    read({bytes, size});
+    return;
+  }
+#ifdef LOCKSTEP_HAVE_CUDA
+  static PinnedRing ring;  // pinned memory takes longer to get than most tensors to copy
+  check_cuda(cudaDeviceSynchronize(), "work on the GPU");
+  const auto piece = [&](std::size_t at) { return std::min(PinnedRing::kBytes, size - at); };
+  if (size > 0) ring.fill(0, bytes, piece(0));
+  int i = 0;
+  for (std::size_t at = 0; at < size; at += PinnedRing::kBytes, i ^= 1) {
+    const std::byte* data = ring.wait(i);
+    const std::size_t next = at + PinnedRing::kBytes;
+    if (next < size) ring.fill(i ^ 1, bytes + next, piece(next));
+    read({data, piece(at)});
   }
 #endif
-  std::memcpy(host.view().data, from.data, from.bytes());
+}
+
+Tensor to_host(const TensorView& from) {
+  Tensor host(Device::kCpu, from.dtype, from.shape);
+  auto* to = static_cast<std::byte*>(host.view().data);
+  read_pieces(from, [&](std::span<const std::byte> piece) {
+    if (!piece.empty()) std::memcpy(to, piece.data(), piece.size());
+    to += piece.size();
+  });
   return host;
 }
 

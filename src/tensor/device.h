@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -14,11 +15,14 @@ namespace lockstep::tensor {
 // not of compute capability 9.0. Empty where it can.
 std::string cuda_problem();
 
+// "13.0": the CUDA runtime in this build; empty where it has none.
+std::string cuda_runtime_version();
+
 // Work on GPU 0, in order, on a stream of its own. SystemError with cuda_problem() where there is
 // none.
 Context cuda_context(Arena& workspace);
 
-// "NVIDIA H200, 139.8 GiB", or "CPU, avx512, 2 threads".
+// "cuda: NVIDIA H200, 139.8 GiB", or "cpu: avx512, 2 threads".
 std::string device_text(const Context& ctx);
 
 // Copies the bytes of `from` to `to` (same count and dtype), on any devices, in order with the
@@ -63,6 +67,11 @@ void copy_bytes(const Context& ctx, const void* from, Device from_device, void* 
 
 // The bytes of a tensor in host memory of their own, after all work of its device.
 Tensor to_host(const TensorView& from);
+
+// Calls `read` with the tensor's bytes in order, piece by piece, after all work of its device. From
+// a GPU the next piece travels to pinned memory while one is read.
+void read_pieces(const TensorView& from,
+                 const std::function<void(std::span<const std::byte>)>& read);
 
 // For Tensor: memory that is zero, 256-byte aligned on a GPU, 64-byte aligned on the CPU.
 void* allocate(Device device, std::size_t bytes);

@@ -123,5 +123,56 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
   }
 }
 
+// Answers of one set of requests under these options.
+std::vector<data::Trajectory> generate(const tensor::Context& ctx, const rollout::Options& options,
+                                       int requests, std::int64_t* graph_steps = nullptr) {
+  model::Weights weights = model::make_weights(rollout::test::tiny_config(128));
+  model::initialize(weights, 1);
+  model::move_to(ctx, weights);
+  const auto quantized = model::quantized_for(ctx, weights, precision_of(true));
+  const model::RopeTables rope = model::make_rope_tables(ctx, weights.config);
+  rollout::Engine engine(ctx, options, rollout::test::letters);
+  engine.set_model({&weights, quantized.get(), rope.cos_PK, rope.sin_PK}, 1);
+  auto answers = engine.generate(rollout::test::mixed_requests(requests));
+  if (graph_steps != nullptr) *graph_steps = engine.stats().graph_steps;
+  return answers;
+}
+
+void expect_equal(const std::vector<data::Trajectory>& a, const std::vector<data::Trajectory>& b,
+                  const std::string& what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  std::int64_t different = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    different += a[i].response != b[i].response || a[i].logprobs != b[i].logprobs;
+  EXPECT_EQ(different, 0) << what << ": of " << a.size() << " answers";
+}
+
+TEST_F(ModelGpu, AnswersDoNotDependOnBatchChunksPagesOrGraphs) {
+  constexpr int kRequests = 512;
+  rollout::Options plain;
+  plain.max_num_seqs = 64;
+  const auto expected = generate(cpu, plain, kRequests);
+  for (const int batch : {1, 2, 31, 32, 33, 128, 512})
+    for (const bool eager : {false, true}) {
+      rollout::Options o;
+      o.max_num_seqs = batch;
+      o.enforce_eager = eager;
+      o.shuffle_pages = static_cast<std::uint64_t>(batch);
+      std::int64_t graph_steps = 0;
+      expect_equal(expected, generate(gpu, o, kRequests, &graph_steps),
+                   fmt::format("batch {}, eager {}", batch, eager));
+      EXPECT_EQ(graph_steps == 0, eager);
+    }
+  for (const int chunk : {1, 3, 16, 17}) {
+    rollout::Options o;
+    o.prefill_chunk = chunk;
+    o.block_size = chunk;
+    o.max_num_batched_tokens = 61;
+    o.enable_prefix_sharing = chunk != 3;
+    o.num_blocks = 512 / chunk;
+    expect_equal(expected, generate(gpu, o, kRequests), fmt::format("chunks of {}", chunk));
+  }
+}
+
 }  // namespace
 }  // namespace lockstep::policy::test

@@ -48,6 +48,17 @@ TEST(Math, Exp2) {
   EXPECT_TRUE(is_nan(exp2(kNan)));
 }
 
+TEST(Math, Exp2NonpositiveHasTheBitsOfExp2) {
+  const auto check = [](float x) {
+    ASSERT_EQ(float_bits(exp2_nonpositive(x)), float_bits(exp2(x))) << x;
+  };
+  check(0.0f);
+  check(-0.0f);
+  for (std::uint32_t u = float_bits(0x1p-60f); u <= float_bits(190.0f); u += 211)
+    check(-bits_float(u));
+  for (float x = -151.0f; x <= -124.0f; x += 0x1p-11f) check(x);  // into and out of the subnormals
+}
+
 TEST(Math, Exp) {
   EXPECT_LE(worst([](float x) { return exp(x); }, [](double x) { return std::exp(x); }, -103.0f,
                   88.7f, 997),

@@ -250,6 +250,30 @@ TEST(Permute, NeighboursDoNotMatter) {
   }
 }
 
+TEST(Permute, ScatterRowsUndoesPermute) {
+  tensor::Arena arena;
+  Rng rng(23);
+  for (const Isa isa : supported_isas()) {
+    const Context ctx = context(arena, isa, 3);
+    const Tensor h = random_normal(rng, DType::kBf16, {9, 31}), rows = int32_tensor({7, 0, 3, 8});
+    const Poisoned gathered(DType::kBf16, {4, 31}), back(DType::kBf16, {9, 31});
+    permute(ctx, h, rows, gathered);
+    scatter_rows(ctx, gathered, rows, back);
+    EXPECT_TRUE(back.guards_intact());
+    for (std::int64_t t = 0; t < 9; ++t) {
+      const bool named = t == 7 || t == 0 || t == 3 || t == 8;
+      const std::int64_t different = count_different(back.view().rows(t, 1), h.view().rows(t, 1));
+      if (named)
+        EXPECT_EQ(different, 0) << "row " << t;
+      else
+        for (std::int64_t d = 0; d < 31; ++d)
+          EXPECT_EQ(back.view().as<Bf16>()[t * 31 + d].bits, 0xFFFF) << "row " << t;
+    }
+    EXPECT_THROW(scatter_rows(ctx, gathered, int32_tensor({7, 0, 3, 9}), back),
+                 base::ContractError);
+  }
+}
+
 TEST(Permute, RefusesIndicesOutOfRange) {
   tensor::Arena arena;
   const Context ctx = tensor::cpu_context(arena, 1);

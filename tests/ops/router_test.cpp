@@ -301,6 +301,29 @@ TEST(Router, MeanScores) {
   }
 }
 
+TEST(Router, BalanceGradientHasTheWrittenBits) {
+  tensor::Arena arena;
+  Rng rng(31);
+  constexpr std::int64_t E = 5, T = 37, C = 3;
+  const Tensor offsets = int32_tensor({0, 11, 11, 40, 97, 111}), sum = empty(DType::kFp64, {E}),
+               value = empty(DType::kFp64, {1});
+  for (std::int64_t e = 0; e < E; ++e) set_value(sum, e, uniform(rng, 0, T));
+  for (const Isa isa : supported_isas()) {
+    const Poisoned d_score(DType::kFp32, {E});
+    set_value(value, 0, 0.25);
+    balance_gradient(context(arena, isa), offsets, sum, {1e-2, 0.3, T, C}, d_score, value);
+    double expected = 0.25;
+    for (std::int64_t e = 0; e < E; ++e) {
+      const double rows = offsets.as<std::int32_t>()[e + 1] - offsets.as<std::int32_t>()[e];
+      const double slope = 1e-2 * 0.3 * 5.0 * rows / (3.0 * 37.0 * 37.0);
+      expected = expected + slope * sum.as<double>()[e];
+      EXPECT_EQ(d_score.view().as<float>()[e], static_cast<float>(slope));
+    }
+    EXPECT_EQ(value.as<double>()[0], expected);
+    EXPECT_TRUE(d_score.guards_intact());
+  }
+}
+
 TEST(Router, RefusesBadArguments) {
   tensor::Arena arena;
   const Context ctx = tensor::cpu_context(arena, 1);

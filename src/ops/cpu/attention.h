@@ -1,29 +1,10 @@
 // The CPU's attention. Pointers and sizes were checked by ops/attention.cpp.
 #pragma once
 
+#include "ops/attention_args.h"
 #include "ops/cpu/isa.h"
 
 namespace lockstep::ops::cpu {
-
-struct AttentionArgs {
-  const numerics::Bf16* q = nullptr;
-  const numerics::Bf16* k = nullptr;
-  const numerics::Bf16* v = nullptr;
-  const std::int32_t* q_offsets = nullptr;
-  const std::int32_t* kv_lengths = nullptr;
-  const std::int32_t* pages = nullptr;  // null: keys are packed like the queries
-  std::int64_t pages_per_sequence = 0, page_size = 0;
-  std::int64_t sequences = 0, heads = 0, kv_heads = 0, width = 0, value_width = 0;
-  std::int64_t longest = 0;  // most query rows of one sequence
-  double scale = 0;
-  numerics::Bf16* out = nullptr;  // written by the forward, read by the backward
-  float* lse2 = nullptr;          // the same; null: not wanted
-  // Backward only.
-  const numerics::Bf16* d_out = nullptr;
-  numerics::Bf16* d_q = nullptr;
-  numerics::Bf16* d_k = nullptr;
-  numerics::Bf16* d_v = nullptr;
-};
 
 LOCKSTEP_CPU_DECLARE(void attention(const tensor::Context& ctx, const AttentionArgs& args);)
 LOCKSTEP_CPU_DECLARE(void attention_backward(const tensor::Context& ctx,

@@ -1,15 +1,11 @@
 // The CPU's optimizer (ops/optimizer.h).
 #pragma once
 
+#include "ops/adamw_factors.h"
 #include "ops/cpu/isa.h"
 #include "ops/optimizer.h"
 
 namespace lockstep::ops::cpu {
-
-// AdamW's factors in FP32, each rounded once from double.
-struct AdamwFactors {
-  float lr, beta1, beta2, eps, decay, correction1, correction2, clip;
-};
 
 LOCKSTEP_CPU_DECLARE(void adamw(const Context& ctx, const TensorView& grad,
                                 const AdamwFactors& factors, const TensorView& master,

@@ -49,6 +49,13 @@ void permute(const RoutedShape& shape, const Bf16* h, const std::int32_t* token,
     if (bytes > 0) std::memcpy(out + r * shape.D, h + token[r] * shape.D, bytes);
 }
 
+void scatter_rows(const RoutedShape& shape, const Bf16* from, const std::int32_t* row, Bf16* to) {
+  const std::size_t bytes = static_cast<std::size_t>(shape.D) * sizeof(Bf16);
+#pragma omp parallel for num_threads(shape.threads) schedule(static)
+  for (std::int64_t r = 0; r < shape.T; ++r)
+    if (bytes > 0) std::memcpy(to + row[r] * shape.D, from + r * shape.D, bytes);
+}
+
 void combine(const RoutedShape& shape, const Bf16* o, const float* weights, const std::int32_t* row,
              const Bf16* shared, Bf16* y) {
   const std::int64_t C = shape.C, D = shape.D;

@@ -19,6 +19,10 @@ LOCKSTEP_CPU_DECLARE(void plan_permutation(const std::int32_t* experts, std::int
 LOCKSTEP_CPU_DECLARE(void permute(const RoutedShape& shape, const numerics::Bf16* h,
                                   const std::int32_t* token, numerics::Bf16* out);)
 
+// R = shape.T rows.
+LOCKSTEP_CPU_DECLARE(void scatter_rows(const RoutedShape& shape, const numerics::Bf16* from,
+                                       const std::int32_t* row, numerics::Bf16* to);)
+
 LOCKSTEP_CPU_DECLARE(void combine(const RoutedShape& shape, const numerics::Bf16* o,
                                   const float* weights, const std::int32_t* row,
                                   const numerics::Bf16* shared, numerics::Bf16* y);)

@@ -122,8 +122,8 @@ void balance_scores(float* s, std::int64_t E, RouterScore kind) {
 }
 
 // Score gradient from the load-balancing loss alone.
-void balance_gradient(const float* s, const float* d_score, std::int64_t E, RouterScore kind,
-                      float* q, float* ds) {
+void score_gradient(const float* s, const float* d_score, std::int64_t E, RouterScore kind,
+                    float* q, float* ds) {
   const std::int64_t padded = router_row(E);
   for (std::int64_t e = 0; e < padded; ++e) ds[e] = d_score != nullptr && e < E ? d_score[e] : 0.0f;
   if (kind != RouterScore::kSigmoid || d_score == nullptr) return;
@@ -137,7 +137,7 @@ void token_backward(const float* z, const std::int32_t* experts, const float* d_
                     const float* d_score, std::int64_t E, const RouterOptions& options, float* s,
                     float* q, float* ds, float* dz) {
   row_scores(z, E, options.score, s);
-  balance_gradient(s, d_score, E, options.score, q, ds);
+  score_gradient(s, d_score, E, options.score, q, ds);
   const float divisor = weight_divisor(s, experts, options);
   float dot = 0.0f;
   if (options.normalize)
@@ -201,6 +201,18 @@ void router_mean_scores(const RouterShape& shape, const RouterOptions& options, 
   for (std::int64_t e = 0; e < shape.E; ++e) sum[e] = 0.0;
   for (std::int64_t b = 0; b < blocks; ++b)
     for (std::int64_t e = 0; e < shape.E; ++e) sum[e] = sum[e] + block_sums[b * shape.E + e];
+}
+
+void balance_gradient(std::int64_t E, const BalanceFactors& factors, const std::int32_t* offsets,
+                      const double* sum, float* d_score, double* value) {
+  const double C = static_cast<double>(factors.top_k), T = static_cast<double>(factors.tokens);
+  for (std::int64_t e = 0; e < E; ++e) {
+    const double rows = static_cast<double>(offsets[e + 1] - offsets[e]);
+    const double slope =
+        factors.coefficient * factors.weight * static_cast<double>(E) * rows / (C * T * T);
+    d_score[e] = static_cast<float>(slope);
+    *value = *value + slope * sum[e];
+  }
 }
 
 }  // namespace lockstep::ops::cpu::LOCKSTEP_ISA

@@ -31,4 +31,8 @@ LOCKSTEP_CPU_DECLARE(void router_backward(const RouterShape& shape, const Router
 LOCKSTEP_CPU_DECLARE(void router_mean_scores(const RouterShape& shape, const RouterOptions& options,
                                              const float* logits, double* block_sums, double* sum);)
 
+LOCKSTEP_CPU_DECLARE(void balance_gradient(std::int64_t E, const BalanceFactors& factors,
+                                           const std::int32_t* offsets, const double* sum,
+                                           float* d_score, double* value);)
+
 }  // namespace lockstep::ops::cpu

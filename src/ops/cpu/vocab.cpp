@@ -138,7 +138,7 @@ void apply_min_p(float min_p, float max, Row& row) {
   for (std::int64_t v = whole; v < row.V; ++v)
     if (row.z(v) < lane[0] && relative_probability(row.z(v), max) >= bound) lane[0] = row.z(v);
   for (int l = 1; l < kLanes; ++l) lane[0] = lane[l] < lane[0] ? lane[l] : lane[0];
-  row.cut_z = lane[0];
+  row.cut_z = lane[0] + 0.0f;
   row.cut_index = static_cast<std::int32_t>(row.V - 1);
 }
 

@@ -10,7 +10,8 @@ void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
   LOCKSTEP_CHECK(K % 16 == 0 && N % 16 == 0,
                  "fp8_gemm on a GPU: N {} and K {} must be multiples of 16", N, K);
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
-  LOCKSTEP_CHECK(M < kMost && N < kMost && K < kMost, "fp8_gemm: {} x {} x {}", M, N, K);
+  LOCKSTEP_CHECK(M < kMost && N < kMost && K < kMost && b.scales.count() < kMost,
+                 "fp8_gemm: M {} N {} K {} E {}", M, N, K, E);
   if (M == 0 || N == 0) return;
   if (K == 0) {
     tensor::check_cuda(cudaMemsetAsync(d_MN.data, 0, d_MN.bytes(), stream_of(ctx)), "fp8_gemm");

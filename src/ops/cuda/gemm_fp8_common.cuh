@@ -18,22 +18,36 @@ struct GemmArguments {
   bool bf16;
 };
 
+// The same in all lanes, and known to be.
+__device__ __forceinline__ int warp_index() {
+  return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x / 32), 0);
+}
+
+// Read once and kept, not read again in the inner loop.
+__device__ __forceinline__ int lane_index() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 __device__ __forceinline__ float one_nan(float x) {
   return x == x ? x : __uint_as_float(0x7FC00000u);
 }
 
 // d = the part of a block: four steps of 32 from 0 (docs/numerics.md, section 4). a: 64 rows of 128
-// bytes, b: N rows.
+// bytes, b: N rows. d is there after finish_block.
 template <Fp8Type kA, Fp8Type kB, int kCount>
-__device__ __forceinline__ void multiply_block(float (&d)[kCount], std::uint32_t a,
-                                               std::uint32_t b) {
+__device__ __forceinline__ void start_block(float (&d)[kCount], std::uint32_t a, std::uint32_t b) {
+  const std::uint64_t operand_a = operand_128b(a), operand_b = operand_128b(b);
   keep_registers(d);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
-    wgmma_fp8<kA, kB>(d, operand_128b(a + 32 * k), operand_128b(b + 32 * k), k > 0);
+  for (int k = 0; k < 4; ++k) wgmma_fp8<kA, kB>(d, operand_a + 2 * k, operand_b + 2 * k, k > 0);
   wgmma_commit();
   keep_registers(d);
+}
+template <int kCount>
+__device__ __forceinline__ void finish_block(float (&d)[kCount]) {
   wgmma_wait<0>();
   keep_registers(d);
 }
@@ -48,76 +62,51 @@ __device__ __forceinline__ void release_stage(std::uint32_t empty, int lane) {
   }
 }
 
-// Block scales of a thread's rows and columns, loaded one block ahead. A tile of 128 columns has
-// one scale of b, one of 160, 192 or 256 (at multiples of its width) two.
-template <int kWaves, int kColumns>
-struct BlockScales {
-  static constexpr int kGroups = kColumns == 128 ? 1 : 2;
-  const float* a;  // of the block to load next
-  const float* b[kGroups];
-  int row[kWaves][2];
-  int first_group;  // columns of the first group of b
-  float a_now[kWaves][2], b_now[kGroups], a_next[kWaves][2], b_next[kGroups];
+// Block scales travel through the ring beside the codes: [kRows] of A's rows, then two of B's
+// column blocks (a tile of 128 columns has one, others meet up to two). One warp copies them; loads
+// by the threads that use them would wait behind the codes of all stages.
+template <int kRows>
+struct ScaleStage {
+  static constexpr int kBytes = 4 * (kRows + 4);
 
-  __device__ __forceinline__ void start(const GemmArguments& x, int expert, int first_row,
-                                        int wave_rows, int column) {
-    const int column_blocks = (x.N + 127) / 128, blocks = (x.K + 127) / 128;
-    a = x.a_scales;
-    first_group = 128 - column % 128;
-#pragma unroll
-    for (int c = 0; c < kGroups; ++c) {
-      const int block = column / 128 + c < column_blocks ? column / 128 + c : column_blocks - 1;
-      b[c] = x.b_scales + (static_cast<std::int64_t>(expert) * column_blocks + block) * blocks;
-    }
-#pragma unroll
-    for (int w = 0; w < kWaves; ++w)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int r = first_row + w * wave_rows + 8 * h;
-        row[w][h] = r < x.M ? r : x.M - 1;
-      }
-    load(x);
-  }
-  __device__ __forceinline__ void load(const GemmArguments& x) {
-#pragma unroll
-    for (int w = 0; w < kWaves; ++w)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) a_next[w][h] = __ldg(a + row[w][h]);
-#pragma unroll
-    for (int c = 0; c < kGroups; ++c) b_next[c] = __ldg(b[c]++);
-    a += x.M;
-  }
-  // The loaded scales become those of now; `more`: load the next.
-  __device__ __forceinline__ void next(const GemmArguments& x, bool more) {
-#pragma unroll
-    for (int w = 0; w < kWaves; ++w)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) a_now[w][h] = a_next[w][h];
-#pragma unroll
-    for (int c = 0; c < kGroups; ++c) b_now[c] = b_next[c];
-    if (more) load(x);
-  }
-  __device__ __forceinline__ void promote(int w, const float (&part)[kColumns / 2],
-                                          float (&sum)[kColumns / 2]) const {
-    float s[kGroups][2];
-#pragma unroll
-    for (int c = 0; c < kGroups; ++c)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) s[c][h] = __fmul_rn(a_now[w][h], b_now[c]);
-#pragma unroll
-    for (int chunk = 0; chunk < kColumns / 32; ++chunk) {
-      float s0 = s[0][0], s1 = s[0][1];
-      if constexpr (kGroups > 1) {
-        const bool second = 32 * chunk >= first_group;
-        s0 = second ? s[kGroups - 1][0] : s0;
-        s1 = second ? s[kGroups - 1][1] : s1;
-      }
-#pragma unroll
-      for (int i = 16 * chunk; i < 16 * chunk + 16; ++i)
-        sum[i] = __fmaf_rn(part[i], i % 4 < 2 ? s0 : s1, sum[i]);
+  // All lanes of the copying warp; `rows` is a multiple of 32, `column` the tile's first.
+  __device__ static void copy(const GemmArguments& x, std::uint32_t to, int g, int row, int rows,
+                              int expert, int column, int groups) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const float* a = x.a_scales + static_cast<std::int64_t>(g) * x.M;
+#pragma unroll 1
+    for (int i = lane; i < rows; i += 32)
+      copy_async_4(to + 4 * i, a + (row + i < x.M ? row + i : x.M - 1));
+    if (lane < groups) {
+      const int column_blocks = (x.N + 127) / 128, blocks = (x.K + 127) / 128;
+      const int block =
+          column / 128 + lane < column_blocks ? column / 128 + lane : column_blocks - 1;
+      copy_async_4(
+          to + 4 * (kRows + lane),
+          x.b_scales + static_cast<std::int64_t>(expert * column_blocks + block) * blocks + g);
     }
   }
 };
+
+// sum += part, each times its scale: s[c][h] for the rows + 8 h and the columns' group c;
+// first_group: columns of group 0.
+template <int kColumns, int kGroups>
+__device__ __forceinline__ void promote(const float (&part)[kColumns / 2],
+                                        const float (&s)[kGroups][2], int first_group,
+                                        float (&sum)[kColumns / 2]) {
+#pragma unroll
+  for (int chunk = 0; chunk < kColumns / 32; ++chunk) {
+    float s0 = s[0][0], s1 = s[0][1];
+    if constexpr (kGroups > 1) {
+      const bool second = 32 * chunk >= first_group;
+      s0 = second ? s[1][0] : s0;
+      s1 = second ? s[1][1] : s1;
+    }
+#pragma unroll
+    for (int i = 16 * chunk; i < 16 * chunk + 16; ++i)
+      sum[i] = __fmaf_rn(part[i], i % 4 < 2 ? s0 : s1, sum[i]);
+  }
+}
 
 // Row scaling, at the end: sum * (sa[m] * sb[n]). row, column: of the thread's first element.
 template <int kColumns>

@@ -14,9 +14,10 @@ struct FewShape {
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kWeightBytes = kWeights * 128;
   static constexpr int kStageBytes = kWeightBytes + kTileRows * 128;
+  static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
   static constexpr int kWarpStaging = kTileRows * 32;  // BF16 results: 16 weights of every row
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
-  static constexpr int kGroup = 1 << 20;
+  static constexpr int kRowGroup = 1 << 20;
 };
 
 // The instruction's columns for a tile of `rows` rows.
@@ -28,53 +29,38 @@ __device__ __forceinline__ int few_columns(int rows) {
 // and rows of A (columns of the fragment).
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kRows>
 __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& tile, Ring& ring,
-                                         std::uint32_t stages, std::uint32_t staging) {
+                                         std::uint32_t stages, std::uint32_t scales,
+                                         std::uint32_t staging) {
   constexpr bool kBlock = kScaling == Scaling::kBlock;
   constexpr int kPairs = kRows / 8;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = warp_index(), lane = lane_index();
   const int blocks = (x.K + 127) / 128;
-  const int first_row = tile.row + 2 * (lane % 4);  // rows of A: first_row + 8 j + {0, 1}
-  const float* b_scale = nullptr;
-  const float* a_scale = x.a_scales;
-  float a_next[kPairs][2], b_next = 0.0f, part[kRows / 2], sum[kRows / 2];
-  const auto load_scales = [&] {
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int r = first_row + 8 * j + c;
-        a_next[j][c] = __ldg(a_scale + (r < x.M ? r : x.M - 1));
-      }
-    if constexpr (kBlock) b_next = __ldg(b_scale++);
-    a_scale += x.M;
-  };
-  if constexpr (kBlock) {
-    b_scale = x.b_scales +
-              (static_cast<std::int64_t>(tile.expert) * ((x.N + 127) / 128) + tile.column) * blocks;
-    load_scales();
-  }
+  float part[kRows / 2], sum[kRows / 2];
 #pragma unroll
   for (int i = 0; i < kRows / 2; ++i) part[i] = sum[i] = 0.0f;
 
   for (int g = 0; g < blocks; ++g, ring.advance()) {
-    float a_now[kPairs][2];
-    const float b_now = b_next;
-    if constexpr (kBlock) {
-#pragma unroll
-      for (int j = 0; j < kPairs; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) a_now[j][c] = a_next[j][c];
-      if (g + 1 < blocks) load_scales();
-    }
     mbarrier_wait(ring.full(), ring.phase);
     const std::uint32_t at =
         stages + static_cast<std::uint32_t>(ring.stage * FewShape::kStageBytes);
-    multiply_block<kB, kA>(part, at + 8192 * (warp / 4), at + FewShape::kWeightBytes);
+    start_block<kB, kA>(part, at + 8192 * (warp / 4), at + FewShape::kWeightBytes);
+    float s[kPairs][2];
+    if constexpr (kBlock) {
+      const std::uint32_t scale =
+          scales + static_cast<std::uint32_t>(ring.stage * FewShape::kScaleBytes);
+      const float b_scale = load_shared_float(scale + 4 * FewShape::kTileRows);
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          s[j][c] = __fmul_rn(load_shared_float(scale + 4 * (8 * j + 2 * (lane % 4) + c)), b_scale);
+    }
+    finish_block(part);
     release_stage<1>(ring.empty(), lane);
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       if constexpr (kBlock)
-        sum[i] = __fmaf_rn(part[i], __fmul_rn(a_now[i / 4][i % 2], b_now), sum[i]);
+        sum[i] = __fmaf_rn(part[i], s[i / 4][i % 2], sum[i]);
       else
         sum[i] = sum[i] + part[i];
     }
@@ -83,7 +69,14 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
   const int rows_left = tile.end - tile.row;
   const int warp_column = tile.column * FewShape::kWeights + 16 * warp;
   if constexpr (!kBlock) {
-    load_scales();
+    float a[kPairs][2];
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int r = tile.row + 8 * j + 2 * (lane % 4) + c;
+        a[j][c] = __ldg(x.a_scales + (r < x.M ? r : x.M - 1));
+      }
     const float* b = x.b_scales + static_cast<std::int64_t>(tile.expert) * x.N;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -93,7 +86,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
       for (int j = 0; j < kPairs; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          sum[4 * j + 2 * h + c] = __fmul_rn(sum[4 * j + 2 * h + c], __fmul_rn(a_next[j][c], s));
+          sum[4 * j + 2 * h + c] = __fmul_rn(sum[4 * j + 2 * h + c], __fmul_rn(a[j][c], s));
     }
   }
   if (x.bf16) {
@@ -133,16 +126,17 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
   const std::uint32_t stages = shared_address(shared);
   const std::uint32_t staging =
       stages + static_cast<std::uint32_t>(x.stages * FewShape::kStageBytes);
-  Ring ring{staging + FewShape::kStaging, x.stages};
+  const std::uint32_t scales = staging + FewShape::kStaging;
+  Ring ring{scales + static_cast<std::uint32_t>(x.stages * FewShape::kScaleBytes), x.stages};
   std::int32_t* lists =
       reinterpret_cast<std::int32_t*>(shared + (ring.barriers - stages) + 16 * x.stages);
 
-  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int warp = warp_index();
   if (threadIdx.x == 0) {
     tma_prefetch_map(&a_map);
     tma_prefetch_map(&b_map);
     for (int s = 0; s < x.stages; ++s) {
-      mbarrier_init(ring.barriers + 8 * s, 1);
+      mbarrier_init(ring.barriers + 8 * s, kScaling == Scaling::kBlock ? 33 : 1);
       mbarrier_init(ring.barriers + 8 * (x.stages + s), FewShape::kConsumers * 4);
     }
     fence_barrier_init();
@@ -157,7 +151,8 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
   if (warp >= 4 * FewShape::kConsumers) {
     if (warp == 4 * FewShape::kConsumers && elect_one()) {
       for (int t = static_cast<int>(blockIdx.x); t < total; t += static_cast<int>(gridDim.x)) {
-        const RowTile tile = tile_at<FewShape::kTileRows, FewShape::kGroup>(tiles, column_tiles, t);
+        const RowTile tile =
+            tile_at<FewShape::kTileRows, FewShape::kRowGroup>(tiles, column_tiles, t);
         const int rows = few_columns(tile.end - tile.row);
         const std::uint32_t bytes = static_cast<std::uint32_t>(FewShape::kWeightBytes + rows * 128);
         for (int g = 0; g < blocks; ++g, ring.advance()) {
@@ -173,24 +168,38 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
         }
       }
     }
+    if (kScaling == Scaling::kBlock && warp == 4 * FewShape::kConsumers + 1) {
+      for (int t = static_cast<int>(blockIdx.x); t < total; t += static_cast<int>(gridDim.x)) {
+        const RowTile tile =
+            tile_at<FewShape::kTileRows, FewShape::kRowGroup>(tiles, column_tiles, t);
+        const int rows = tile.end - tile.row <= 32 ? 32 : 64;
+        for (int g = 0; g < blocks; ++g, ring.advance()) {
+          mbarrier_wait(ring.empty(), ring.phase ^ 1);
+          ScaleStage<FewShape::kTileRows>::copy(
+              x, scales + static_cast<std::uint32_t>(ring.stage * FewShape::kScaleBytes), g,
+              tile.row, rows, tile.expert, tile.column * FewShape::kWeights, 1);
+          copies_arrive(ring.full());
+        }
+      }
+    }
     return;
   }
   const std::uint32_t warp_staging =
       staging + static_cast<std::uint32_t>(warp * FewShape::kWarpStaging);
   for (int t = static_cast<int>(blockIdx.x); t < total; t += static_cast<int>(gridDim.x)) {
-    const RowTile tile = tile_at<FewShape::kTileRows, FewShape::kGroup>(tiles, column_tiles, t);
+    const RowTile tile = tile_at<FewShape::kTileRows, FewShape::kRowGroup>(tiles, column_tiles, t);
     switch (few_columns(tile.end - tile.row)) {
       case 8:
-        few_tile<kA, kB, kScaling, 8>(x, tile, ring, stages, warp_staging);
+        few_tile<kA, kB, kScaling, 8>(x, tile, ring, stages, scales, warp_staging);
         break;
       case 16:
-        few_tile<kA, kB, kScaling, 16>(x, tile, ring, stages, warp_staging);
+        few_tile<kA, kB, kScaling, 16>(x, tile, ring, stages, scales, warp_staging);
         break;
       case 32:
-        few_tile<kA, kB, kScaling, 32>(x, tile, ring, stages, warp_staging);
+        few_tile<kA, kB, kScaling, 32>(x, tile, ring, stages, scales, warp_staging);
         break;
       default:
-        few_tile<kA, kB, kScaling, 64>(x, tile, ring, stages, warp_staging);
+        few_tile<kA, kB, kScaling, 64>(x, tile, ring, stages, scales, warp_staging);
     }
   }
 }

@@ -35,13 +35,15 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
                  int cluster) {
   GemmArguments x = in.x;
   const int lists = RowTiles::bytes(x.experts);
-  x.stages = (kSharedBytes - Shape::kStaging - lists) / (Shape::kStageBytes + 16);
+  constexpr int kStage = Shape::kStageBytes + Shape::kScaleBytes + 16;
+  x.stages = (kSharedBytes - Shape::kStaging - lists) / kStage;
   LOCKSTEP_CHECK(x.stages >= 2, "fp8_gemm: {} experts are too many for one product", x.experts);
   constexpr int kMostStages = 12;
   if (x.stages > kMostStages) x.stages = kMostStages;
-  const int bytes = x.stages * (Shape::kStageBytes + 16) + Shape::kStaging + lists;
-  const std::int64_t row_tiles =
-      x.M / Shape::kTileRows + (x.offsets == nullptr || x.experts > x.M ? x.M : x.experts);
+  const int bytes = x.stages * kStage + Shape::kStaging + lists;
+  const std::int64_t row_tiles = x.offsets == nullptr
+                                     ? (x.M + Shape::kTileRows - 1) / Shape::kTileRows
+                                     : x.M / Shape::kTileRows + (x.experts > x.M ? x.M : x.experts);
   const std::int64_t tiles = row_tiles * ((x.N + tile_columns - 1) / tile_columns);
   const std::int64_t most = kMultiprocessors / cluster;
   const auto blocks = static_cast<unsigned>((tiles < most ? tiles : most) * cluster);
@@ -76,6 +78,10 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
         return launch_rows<kA, kB, kScaling, 2, 2, 128>(ctx, in);
       case GemmPlan::k256x128Cluster:
         return launch_rows<kA, kB, kScaling, 2, 2, 128, 2>(ctx, in);
+      case GemmPlan::k128x128Cluster:
+        return launch_rows<kA, kB, kScaling, 2, 1, 128, 2>(ctx, in);
+      case GemmPlan::k192x128Cluster:
+        return launch_rows<kA, kB, kScaling, 3, 1, 128, 2>(ctx, in);
       case GemmPlan::k128x160:
         return launch_rows<kA, kB, kScaling, 2, 1, 160>(ctx, in);
       case GemmPlan::k128x192:

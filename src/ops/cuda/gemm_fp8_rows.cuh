@@ -21,43 +21,49 @@ struct RowsShape {
   static constexpr int kABytes = kTileRows * 128;
   static constexpr int kBBytes = kColumns * 128;
   static constexpr int kStageBytes = kABytes + kBBytes;
-  static constexpr int kWarpStaging = 16 * kColumns * 2;  // BF16 results of a warp's 16 rows
+  static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
+  static constexpr int kGroups = kColumns == 128 ? 1 : 2;  // scales of B that a tile meets
+  static constexpr int kPiece = kColumns % 64 == 0 ? 64 : 32;
+  static constexpr int kWarpStaging = 16 * kPiece * 2;  // BF16 results of a warp's 16 rows
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
-  static constexpr int kGroup = 2048 / kTileRows;  // row tiles that go together
-  static constexpr int kConsumerRegisters = kConsumers == 3           ? 160
-                                            : kWaves * kColumns > 128 ? 240
-                                                                      : 208;
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
+  static constexpr int kRowGroup = 2048 / kTileRows;  // row tiles that go together
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
 };
 
 // Stores 64 rows x kColumns of a warpgroup. `row` and `rows_left`: of this warp's first row.
-template <int kColumns>
+template <int kColumns, int kPiece>
 __device__ __forceinline__ void store_slice(const GemmArguments& x,
                                             const float (&sum)[kColumns / 2], std::uint32_t staging,
                                             std::int64_t row, int rows_left, int column) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (x.bf16) {
-    // 16-byte pieces of a row are permuted by its last three bits against bank conflicts.
-    constexpr int kPieces = kColumns / 8, kPitch = kColumns * 2;
-    __syncwarp();
+    // kPiece columns at a time; 16-byte parts of a row are permuted by the row's last bits against
+    // bank conflicts.
+    constexpr int kParts = kPiece / 8, kPitch = kPiece * 2;
+    auto* out = static_cast<std::uint16_t*>(x.d) + row * x.N + column;
     const int to_row = lane % 16;
 #pragma unroll
-    for (int j = 0; j < kPieces; j += 2) {
-      const int piece = (j + lane / 16) ^ (to_row & 7);
-      store_matrix_x4(
-          staging + static_cast<std::uint32_t>(to_row * kPitch + piece * 16),
-          pack_bf16(sum[4 * j], sum[4 * j + 1]), pack_bf16(sum[4 * j + 2], sum[4 * j + 3]),
-          pack_bf16(sum[4 * j + 4], sum[4 * j + 5]), pack_bf16(sum[4 * j + 6], sum[4 * j + 7]));
-    }
-    __syncwarp();
-    auto* out = static_cast<std::uint16_t*>(x.d) + row * x.N + column;
+    for (int piece = 0; piece < kColumns / kPiece; ++piece) {
+      __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 16 * kPieces / 32; ++i) {
-      const int index = i * 32 + lane, r = index / kPieces, piece = index % kPieces;
-      const uint4 v =
-          load_shared_16(staging + static_cast<std::uint32_t>(r * kPitch + (piece ^ (r & 7)) * 16));
-      if (r < rows_left && column + piece * 8 < x.N)
-        *reinterpret_cast<uint4*>(out + static_cast<std::int64_t>(r) * x.N + piece * 8) = v;
+      for (int j = 0; j < kParts; j += 2) {
+        const int part = (j + lane / 16) ^ (to_row & (kParts - 1));
+        const float* v = sum + 4 * (piece * kParts + j);
+        store_matrix_x4(staging + static_cast<std::uint32_t>(to_row * kPitch + part * 16),
+                        pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                        pack_bf16(v[6], v[7]));
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 16 * kParts / 32; ++i) {
+        const int index = i * 32 + lane, r = index / kParts, part = index % kParts;
+        const uint4 v = load_shared_16(
+            staging + static_cast<std::uint32_t>(r * kPitch + (part ^ (r & (kParts - 1))) * 16));
+        const int n = piece * kPiece + part * 8;
+        if (r < rows_left && column + n < x.N)
+          *reinterpret_cast<uint4*>(out + static_cast<std::int64_t>(r) * x.N + n) = v;
+      }
     }
   } else {
     auto* out = static_cast<float*>(x.d) + row * x.N + column;
@@ -83,16 +89,17 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
   extern __shared__ __align__(1024) std::uint8_t shared[];
   const std::uint32_t stages = shared_address(shared);
   const std::uint32_t staging = stages + static_cast<std::uint32_t>(x.stages * Shape::kStageBytes);
-  Ring ring{staging + Shape::kStaging, x.stages};
+  const std::uint32_t scales = staging + Shape::kStaging;
+  Ring ring{scales + static_cast<std::uint32_t>(x.stages * Shape::kScaleBytes), x.stages};
   std::int32_t* lists =
       reinterpret_cast<std::int32_t*>(shared + (ring.barriers - stages) + 16 * x.stages);
 
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = warp_index(), lane = lane_index();
   if (threadIdx.x == 0) {
     tma_prefetch_map(&a_map);
     tma_prefetch_map(&b_map);
     for (int s = 0; s < x.stages; ++s) {
-      mbarrier_init(ring.barriers + 8 * s, 1);
+      mbarrier_init(ring.barriers + 8 * s, kBlock ? 33 : 1);  // TMA's, and the scales' 32 lanes
       mbarrier_init(ring.barriers + 8 * (x.stages + s), kConsumers * 4 * kCluster);
     }
     fence_barrier_init();
@@ -112,14 +119,11 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
     give_registers<Shape::kProducerRegisters>();
     if (warp == 4 * kConsumers && elect_one()) {
       for (int t = first; t < total; t += stride) {
-        const RowTile tile = tile_at<Shape::kTileRows, Shape::kGroup>(tiles, column_tiles, t);
+        const RowTile tile = tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t);
         const int column = (tile.column * kCluster + rank) * kColumns;
         const std::uint32_t bytes = static_cast<std::uint32_t>(tile.slices * 8192 + Shape::kBBytes);
         for (int g = 0; g < blocks; ++g, ring.advance()) {
-          if constexpr (kCluster > 1)
-            mbarrier_wait_cluster(ring.empty(), ring.phase ^ 1);
-          else
-            mbarrier_wait(ring.empty(), ring.phase ^ 1);
+          mbarrier_wait(ring.empty(), ring.phase ^ 1);
           mbarrier_arrive_expect(ring.full(), bytes);
           const std::uint32_t a =
               stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
@@ -134,6 +138,19 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
         }
       }
     }
+    if (kBlock && warp == 4 * kConsumers + 1) {
+      for (int t = first; t < total; t += stride) {
+        const RowTile tile = tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t);
+        const int column = (tile.column * kCluster + rank) * kColumns;
+        for (int g = 0; g < blocks; ++g, ring.advance()) {
+          mbarrier_wait(ring.empty(), ring.phase ^ 1);
+          ScaleStage<Shape::kTileRows>::copy(
+              x, scales + static_cast<std::uint32_t>(ring.stage * Shape::kScaleBytes), g, tile.row,
+              64 * tile.slices, tile.expert, column, Shape::kGroups);
+          copies_arrive(ring.full());
+        }
+      }
+    }
   } else {
     take_registers<Shape::kConsumerRegisters>();
     const int group = warp / 4;
@@ -144,7 +161,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
     for (int i = 0; i < kColumns / 2; ++i) part[i] = 0.0f;
 
     for (int t = first; t < total; t += stride) {
-      const RowTile tile = tile_at<Shape::kTileRows, Shape::kGroup>(tiles, column_tiles, t);
+      const RowTile tile = tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t);
       const int column = (tile.column * kCluster + rank) * kColumns;
       const int waves = (tile.slices - group + kConsumers - 1) / kConsumers;
       const int my_row = tile.row + 64 * group + 16 * (warp % 4);  // of wave 0, this warp
@@ -153,23 +170,33 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
 #pragma unroll
         for (int i = 0; i < kColumns / 2; ++i) sum[w][i] = 0.0f;
 
-      BlockScales<kWaves, kColumns> scales;
-      if constexpr (kBlock)
-        scales.start(x, tile.expert, my_row + lane / 4, 64 * kConsumers, column);
-
+      const int first_group = 128 - column % 128;
       for (int g = 0; g < blocks; ++g, ring.advance()) {
-        if constexpr (kBlock) scales.next(x, g + 1 < blocks);
         mbarrier_wait(ring.full(), ring.phase);
         const std::uint32_t a =
             stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
+        const std::uint32_t a_scale =
+            scales + static_cast<std::uint32_t>(ring.stage * Shape::kScaleBytes);
         if (waves <= 0) release_stage<kCluster>(ring.empty(), lane);
 #pragma unroll
         for (int w = 0; w < kWaves; ++w) {
           if (w >= waves) continue;
-          multiply_block<kA, kB>(part, a + 8192 * (group + w * kConsumers), a + Shape::kABytes);
+          start_block<kA, kB>(part, a + 8192 * (group + w * kConsumers), a + Shape::kABytes);
+          float s[Shape::kGroups][2];
+          if constexpr (kBlock) {
+            const std::uint32_t mine =
+                a_scale + 4 * (64 * (group + w * kConsumers) + 16 * (warp % 4) + lane / 4);
+#pragma unroll
+            for (int c = 0; c < Shape::kGroups; ++c)
+#pragma unroll
+              for (int h = 0; h < 2; ++h)
+                s[c][h] = __fmul_rn(load_shared_float(mine + 32 * h),
+                                    load_shared_float(a_scale + 4 * (Shape::kTileRows + c)));
+          }
+          finish_block(part);
           if (w + 1 == waves) release_stage<kCluster>(ring.empty(), lane);
           if constexpr (kBlock) {
-            scales.promote(w, part, sum[w]);
+            promote<kColumns, Shape::kGroups>(part, s, first_group, sum[w]);
           } else {
 #pragma unroll
             for (int i = 0; i < kColumns / 2; ++i) sum[w][i] = sum[w][i] + part[i];
@@ -183,7 +210,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
         const int row = my_row + 64 * kConsumers * w;
         if constexpr (!kBlock)
           scale_rows<kColumns>(x, tile.expert, row + lane / 4, column + 2 * (lane % 4), sum[w]);
-        store_slice<kColumns>(x, sum[w], warp_staging, row, tile.end - row, column);
+        store_slice<kColumns, Shape::kPiece>(x, sum[w], warp_staging, row, tile.end - row, column);
       }
     }
   }

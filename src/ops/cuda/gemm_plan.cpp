@@ -7,8 +7,9 @@
 namespace lockstep::ops::cuda {
 
 const std::vector<std::string>& gemm_plan_names() {
-  static const std::vector<std::string> names = {"256x128", "256x128c", "128x128", "128x160",
-                                                 "128x192", "192x128",  "few"};
+  static const std::vector<std::string> names = {"256x128",  "256x128c", "128x128",
+                                                 "128x128c", "128x160",  "128x192",
+                                                 "192x128",  "192x128c", "few"};
   return names;
 }
 

@@ -12,9 +12,11 @@ enum class GemmPlan {
   k256x128,         // tiles of rows x columns
   k256x128Cluster,  // pairs of CTAs share the rows
   k128x128,
+  k128x128Cluster,
   k128x160,
   k128x192,
   k192x128,
+  k192x128Cluster,
   kFew,  // up to 64 rows a tile, for decode
 };
 

@@ -43,7 +43,7 @@ __device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, std::u
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -62,17 +62,13 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 }
-// The same where other CTAs of the cluster arrive.
-__device__ __forceinline__ void mbarrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done = 0;
-  while (done == 0)
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+// Four bytes from global to shared memory; copies_arrive: when this thread's copies so far are
+// there, it arrives at the barrier (one arrival that `count` has to include).
+__device__ __forceinline__ void copy_async_4(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_arrive(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // TMA. A map is a __grid_constant__ kernel parameter (tensor_map.h); coordinates in elements,
@@ -260,6 +256,12 @@ __device__ __forceinline__ uint4 load_shared_16(std::uint32_t from) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"(from)
                : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float load_shared_float(std::uint32_t from) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
   return v;
 }
 

@@ -1,0 +1,42 @@
+// The pre-tokenizer of a tokenizer.json: a normalized text to words, none of which a merge crosses.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/json_part.h"
+#include "model/normalizer.h"
+
+namespace lockstep::model {
+
+struct PreTokenizerStep {
+  enum Kind { kSplit, kByteLevel };
+  enum Behavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
+  Kind kind = kSplit;
+  Pattern pattern;                // of kSplit; of kByteLevel when split_first
+  Behavior behavior = kIsolated;  // of kSplit
+  bool invert = false;            // of kSplit: the pattern describes what lies between
+  bool add_prefix_space = false;  // of kByteLevel
+  bool split_first = false;       // of kByteLevel: use_regex
+};
+
+// Digits is a Split at numerals.
+struct PreTokenizer {
+  std::vector<PreTokenizerStep> steps;
+  // The last step is ByteLevel: words come as bytes rather than as the characters for them.
+  bool byte_words() const {
+    return !steps.empty() && steps.back().kind == PreTokenizerStep::kByteLevel;
+  }
+};
+
+// Null gives no steps: the whole text is one word. Split, Digits, ByteLevel, Sequence; any other
+// type is an InputError that names it.
+PreTokenizer read_pre_tokenizer(const JsonPart& part);
+
+// Calls word(text) for each word, none of them empty. The text must be well-formed UTF-8.
+void pre_tokenize(const PreTokenizer& pre, std::string_view text, RegexScratch& scratch,
+                  const std::function<void(std::string_view)>& word);
+
+}  // namespace lockstep::model

@@ -1,0 +1,172 @@
+#include <algorithm>
+
+#include "ops/cuda/quantize.h"
+#include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_row.cuh"
+
+namespace lockstep::ops::cuda {
+namespace {
+
+// Rows of a BF16 matrix, straight or by a table of rows.
+template <bool kTable>
+struct RowSource {
+  using Values = Bf16x8;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = kTable, kCombines = false;
+  const Bf16* x;
+  const std::int32_t* token;
+  std::int64_t width;
+
+  bool aligned() const { return aligned16(x); }
+  __device__ std::int32_t gathered(std::int64_t r) const { return __ldg(token + r); }
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    return x + r * width + column;
+  }
+  __device__ std::int64_t stride(int) const { return width; }
+};
+
+__global__ void scales_kernel(const std::uint32_t* largest, std::int64_t n, bool pow2,
+                              float* scales, QuantStats* stats, const std::int32_t* offsets,
+                              std::int64_t per_segment) {
+  ThreadStats mine;
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    const std::uint32_t amax = largest[i];
+    scales[i] = scale_of(amax, pow2);
+    if (stats == nullptr) continue;
+    const std::int64_t e = i / per_segment;
+    if (offsets == nullptr || offsets[e + 1] > offsets[e]) mine.count_block(amax);
+  }
+  if (stats != nullptr) flush_stats(mine, stats);
+}
+
+// Codes of rows of K under the scale of their block of 128 columns and `block_rows` rows, in
+// segments of `segment_rows`: scales[segment][row block][group], or by the strides of Fp8Rows.
+struct ScaleGrid {
+  std::int64_t segment_rows, block_rows, row_stride, group_stride, segment_stride;
+};
+
+// Two neighbouring codes; through FP16, which holds every E4M3 value.
+__device__ inline std::uint32_t decode2(std::uint32_t pair, float s) {
+  std::uint32_t half2;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(half2) : "h"(static_cast<std::uint16_t>(pair)));
+  float low, high;
+  asm("{\n\t.reg .b16 lo, hi;\n\tmov.b32 {lo, hi}, %2;\n\t"
+      "cvt.f32.f16 %0, lo;\n\tcvt.f32.f16 %1, hi;\n\t}"
+      : "=f"(low), "=f"(high)
+      : "r"(half2));
+  return pack_bf16(low * s, high * s);
+}
+
+// A CTA takes rows, its threads pieces of eight codes.
+template <bool kVector>
+__global__ void __launch_bounds__(256)
+    dequantize_kernel(const Fp8* codes, const float* scales, ScaleGrid grid, std::int64_t rows,
+                      std::int64_t K, Bf16* out) {
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const std::int64_t segment = row / grid.segment_rows;
+    const std::int64_t in_segment = row - segment * grid.segment_rows;
+    const float* scale =
+        scales + segment * grid.segment_stride + in_segment / grid.block_rows * grid.row_stride;
+#pragma unroll 4
+    for (std::int64_t k = threadIdx.x * 8; k < K; k += 256 * 8) {
+      const float s = __ldg(scale + k / kQuantBlock * grid.group_stride);
+      const Fp8* from = codes + row * K + k;
+      if constexpr (kVector) {
+        const uint2 w = __ldg(reinterpret_cast<const uint2*>(from));
+        store8<true>(out + row * K + k,
+                     {{decode2(w.x & 0xFFFFu, s), decode2(w.x >> 16, s), decode2(w.y & 0xFFFFu, s),
+                       decode2(w.y >> 16, s)}},
+                     8);
+      } else {
+        for (int c = 0; c < 8 && k + c < K; ++c)
+          out[row * K + k + c] = numerics::to_bf16(numerics::e4m3_to_float(from[c]) * s);
+      }
+    }
+  }
+}
+
+void dequantize(const Context& ctx, const TensorView& codes, const TensorView& scales,
+                const ScaleGrid& grid, std::int64_t rows, std::int64_t K, const TensorView& out) {
+  if (rows * K == 0) return;
+  const bool vector = K % 8 == 0 && aligned16(codes.data) && aligned16(out.data);
+  const auto blocks =
+      static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kMultiprocessors} * 32));
+  const auto kernel = vector ? dequantize_kernel<true> : dequantize_kernel<false>;
+  kernel<<<blocks, 256, 0, stream_of(ctx)>>>(codes.fp8(), scales.as<float>(), grid, rows, K,
+                                             out.as<Bf16>());
+  LOCKSTEP_CUDA_LAUNCHED("dequantize");
+}
+
+}  // namespace
+
+void scales_from_largest(const Context& ctx, const std::uint32_t* largest, std::int64_t n,
+                         bool pow2, float* scales, QuantStats* stats, const std::int32_t* offsets,
+                         std::int64_t per_segment) {
+  if (n == 0) return;
+  const Grid grid = elementwise_grid(n);
+  scales_kernel<<<grid.blocks, grid.threads, 0, stream_of(ctx)>>>(largest, n, pow2, scales, stats,
+                                                                  offsets, per_segment);
+  LOCKSTEP_CUDA_LAUNCHED("scales_from_largest");
+}
+
+std::uint32_t* take_largest(const Context& ctx, std::int64_t n) {
+  const TensorView memory = ctx.workspace->take(tensor::DType::kInt32, {n});
+  if (n > 0)
+    tensor::check_cuda(cudaMemsetAsync(memory.data, 0, memory.bytes(), stream_of(ctx)),
+                       "quantize: scratch");
+  return static_cast<std::uint32_t*>(memory.data);
+}
+
+void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const Fp8Rows& out,
+                   QuantStats* stats) {
+  const std::int64_t M = x_MK.dim(0), K = x_MK.dim(1);
+  if (out.scaling == Scaling::kRow) {
+    RowPlan plan;
+    plan.M = M, plan.K = K, plan.x = x_MK.as<Bf16>();
+    plan.codes = out.codes_MK.fp8(), plan.scales = out.scales.as<float>();
+    plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
+    const bool vector = K % 8 == 0 && aligned16(plan.x) && aligned16(plan.codes);
+    if (launch_rows<false>(ctx, plan, vector)) return;
+  }
+  const RowSource<false> source{x_MK.as<Bf16>(), nullptr, K};
+  quantize_source(ctx, source, M, K, {}, pow2, &out, nullptr, stats);
+}
+
+void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
+                      bool pow2, const Fp8Columns& out, QuantStats* stats) {
+  const RowSource<false> source{x_MN.as<Bf16>(), nullptr, x_MN.dim(1)};
+  quantize_source(ctx, source, x_MN.dim(0), x_MN.dim(1), segments, pow2, nullptr, &out, stats);
+}
+
+void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
+                           bool pow2, const Fp8Rows& rows, const Fp8Columns& columns,
+                           QuantStats* stats) {
+  const RowSource<false> source{x_MN.as<Bf16>(), nullptr, x_MN.dim(1)};
+  quantize_source(ctx, source, x_MN.dim(0), x_MN.dim(1), segments, pow2, &rows, &columns, stats);
+}
+
+void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
+                      const Segments& segments, bool pow2, const Fp8Rows& rows,
+                      const Fp8Columns* columns, QuantStats* stats) {
+  const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), h_TD.dim(1)};
+  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
+}
+
+void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {
+  const std::int64_t M = out_MK.dim(0), K = out_MK.dim(1);
+  const bool blocks = x.scaling == Scaling::kBlock;
+  dequantize(ctx, x.codes_MK, x.scales, {std::max<std::int64_t>(M, 1), 1, 1, blocks ? M : 0, 0}, M,
+             K, out_MK);
+}
+
+void dequantize_weight(const Context& ctx, const Fp8Weight& w, const TensorView& out_ENK) {
+  const std::int64_t E = out_ENK.dim(0), N = out_ENK.dim(1), K = out_ENK.dim(2);
+  const std::int64_t NB = (N + kQuantBlock - 1) / kQuantBlock;
+  const std::int64_t KB = (K + kQuantBlock - 1) / kQuantBlock;
+  const ScaleGrid grid = w.scaling == Scaling::kBlock ? ScaleGrid{N, kQuantBlock, KB, 1, NB * KB}
+                                                      : ScaleGrid{N, 1, 1, 0, N};
+  dequantize(ctx, w.codes_ENK, w.scales, grid, E * N, K, out_ENK);
+}
+
+}  // namespace lockstep::ops::cuda

@@ -1,0 +1,251 @@
+// Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA of
+// 256 threads holds a tile in registers, a thread eight rows of eight neighbouring columns; the
+// column codes are turned in shared memory and leave as whole lines of 128 tokens.
+//
+// Where a scale covers more than a tile (Scaling::kRow), the same kernel runs twice: once for the
+// largest magnitudes, once for the codes.
+#pragma once
+
+#include "ops/cuda/quantize_stats.cuh"
+#include "ops/cuda/quantize_walk.cuh"
+
+namespace lockstep::ops::cuda {
+
+struct TileMemory {
+  union {
+    std::uint32_t largest[kTileThreads / 32][kQuantBlock];  // of each warp's rows, by column
+    // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
+    // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
+    alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
+  };
+  alignas(16) float inverse[kQuantBlock];
+};
+
+template <Pass kPass, bool kVector, typename Values>
+__device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile,
+                                          const Values (&x)[8], std::int64_t column, int n,
+                                          std::int64_t width, ThreadStats& stats) {
+  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x) / 16 * 8;
+  const int own = first + lane % 16 / 2;  // the row whose scale this lane works out
+  const bool owner = lane % 2 == 0 && own < tile.rows;
+  float inverse = 1.0f;
+  if constexpr (kPass == Pass::kEncode) {
+    if (own < tile.rows) inverse = 1.0f / __ldg(plan.row_scales + tile.row0 + own);
+  } else {
+    const std::uint32_t amax = row_largest(x);
+    if constexpr (kPass == Pass::kLargest) {
+      if (owner) atomicMax(plan.row_largest + tile.row0 + own, amax);
+      return;
+    }
+    const float s = scale_of(amax, plan.pow2);
+    inverse = 1.0f / s;
+    if (owner) {
+      plan.row_scales[column / kQuantBlock * plan.M + tile.row0 + own] = s;
+      if (plan.stats != nullptr) stats.count_block(amax);
+    }
+  }
+  Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
+#pragma unroll
+  for (int i = 0; i < 8; ++i, to += width) {
+    const float inv = __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i);
+    const uint2 codes = encode8(x[i], inv);
+    if (first + i >= tile.rows) continue;
+    store_codes<kVector>(to, codes, n);
+    if (plan.stats == nullptr || n <= 0) continue;
+    stats.values += min(n, 8);
+    stats.flushed += flushed(x[i], codes);
+  }
+}
+
+template <Pass kPass, bool kVector, typename Values>
+__device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
+                                             const Values (&x)[8], std::int64_t column0,
+                                             int columns, std::int64_t width, TileMemory& memory,
+                                             ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+  if constexpr (kPass != Pass::kEncode) {
+    __syncthreads();  // the codes before have been read
+    store_column_largest(x, memory.largest[thread / 32]);
+    __syncthreads();
+  }
+  const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
+  if (thread < columns) {
+    float* scale = plan.column_scales + tile.column_scale * width + column0 + thread;
+    if constexpr (kPass == Pass::kEncode) {
+      memory.inverse[thread] = 1.0f / *scale;
+    } else {
+      std::uint32_t amax = 0;
+#pragma unroll
+      for (int w = 0; w < kTileThreads / 32; ++w)
+        amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
+      if constexpr (kPass == Pass::kLargest) {
+        atomicMax(plan.column_largest + tile.column_scale * width + column0 + thread, amax);
+      } else {
+        const float s = scale_of(amax, plan.pow2);
+        *scale = s;
+        memory.inverse[thread] = 1.0f / s;
+        if (counts && tile.rows > 0) stats.count_block(amax);
+      }
+    }
+  }
+  __syncthreads();
+  if constexpr (kPass == Pass::kLargest) return;
+  // Padding gets zeros whatever its scale is.
+  const int rows = min(8, max(0, tile.rows - tr * 8));
+  const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
+  const std::uint32_t high = rows >= 8 ? 0xFFFFFFFFu : rows <= 4 ? 0u : (1u << (rows * 8 - 32)) - 1;
+  float inverse[8];
+  *reinterpret_cast<float4*>(inverse) = *reinterpret_cast<const float4*>(memory.inverse + tc * 8);
+  *reinterpret_cast<float4*>(inverse + 4) =
+      *reinterpret_cast<const float4*>(memory.inverse + tc * 8 + 4);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float inv = inverse[c];
+    const auto y = [&](int r) { return value(x[r], c) * inv; };
+    const uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low,
+                         encode4(y(4), y(5), y(6), y(7)) & high};
+    *reinterpret_cast<uint2*>(&memory.codes[tc * 8 + c][(tr ^ tc) * 8]) = codes;
+    if (!counts || tc * 8 + c >= columns) continue;
+    stats.values += rows;
+    if (inv != inv) continue;
+#pragma unroll
+    for (int r = 0; r < 8; ++r) stats.flushed += value(x[r], c) != 0.0f ? 1 : 0;
+    stats.flushed -= nonzero_codes(codes.x) + nonzero_codes(codes.y);
+  }
+  __syncthreads();
+  const int c = thread / 8, piece = thread % 8;
+  if (piece * 16 >= tile.room) return;
+  Fp8* to = plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
+#pragma unroll
+  for (int k = 0; k < 4; ++k, to += 32 * plan.column_stride) {
+    const int turn = c / 8 + 4 * k;
+    if (c + 32 * k >= columns) break;
+    const uint4 w =
+        *reinterpret_cast<const uint4*>(&memory.codes[c + 32 * k][(piece ^ (turn / 2)) * 16]);
+    store_column_codes<kVector>(to, turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w,
+                                tile.room - piece * 16);
+  }
+}
+
+// A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
+// K columns each, in the outputs), from kInputs eights in memory:
+//   at(input, row, column), stride(input)   where an input lies, and its next row
+//   gathered(row)                           with kGather: the row to read for it
+//   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
+//   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
+//                                           its parts, in place; it may write what belongs to them
+// Inputs and values wait in shared memory, where a thread has slots of its own; the inputs of the
+// next tile take them as soon as they are free. Where rows are not aligned, nothing is fetched
+// ahead.
+template <typename Source>
+inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
+
+template <typename Source>
+struct Fetch {
+  std::int64_t row, column;  // this thread's first
+  int rows, columns;         // rows of its eight (0 behind the last column), columns from its first
+  std::int32_t gathered[Source::kGather ? 8 : 1];
+};
+template <typename Source>
+__device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
+  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
+  Fetch<Source> f;
+  f.row = tile.row0 + first, f.column = tile.column0 + thread % 16 * 8;
+  f.columns = tile.columns - thread % 16 * 8;
+  f.rows = f.columns > 0 ? tile.rows - first : 0;
+  if constexpr (Source::kGather)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
+  return f;
+}
+// One input of the thread's rows into its slots.
+template <bool kVector, typename Source>
+__device__ inline void fetch_input(const Source& source, const Fetch<Source>& f, int input,
+                                   uint4* slots) {
+  const std::int64_t stride = source.stride(input);
+  const Bf16* from = source.at(input, Source::kGather ? 0 : f.row, f.column);
+  uint4* to = slots + input * kTileThreads;
+#pragma unroll
+  for (int i = 0; i < 8; ++i, to += Source::kInputs * kTileThreads) {
+    const Bf16* at = from;
+    if constexpr (Source::kGather) at += f.gathered[i] * stride;
+    if constexpr (kVector)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                       static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                   "l"(at), "r"(i < f.rows ? 16 : 0)
+                   : "memory");
+    else
+      *to = shared8(load8<false>(at, i < f.rows ? f.columns : 0));
+    if constexpr (!Source::kGather) from += stride;
+  }
+}
+
+__device__ inline void read_values(const uint4* slots, Bf16x8& x) { x = shared8(slots); }
+__device__ inline void read_values(const uint4* slots, Float8& x) {
+  const uint4 a = slots[0], b = slots[kTileThreads];
+  x = {{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
+        __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
+}
+__device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = shared8(x); }
+__device__ inline void write_values(uint4* slots, const Float8& x) {
+  const auto bits = [&](int c) { return numerics::float_bits(x.v[c]); };
+  slots[0] = make_uint4(bits(0), bits(1), bits(2), bits(3));
+  slots[kTileThreads] = make_uint4(bits(4), bits(5), bits(6), bits(7));
+}
+
+template <typename Source, Pass kPass, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
+    quantize_tiles(const Source source, const TilePlan plan) {
+  using Values = typename Source::Values;
+  constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
+  constexpr int kSlots = sizeof(Values) / sizeof(uint4);  // of a part
+  extern __shared__ uint4 stage[];
+  __shared__ TileMemory memory;
+  ThreadStats stats;
+  uint4* slots = stage + threadIdx.x;
+  const std::int64_t width = kParts * plan.K;
+  Walk walk = start_walk(plan);
+  Tile next;
+  bool more = next_tile<kPass>(plan, walk, next);
+  Fetch<Source> fetch{};
+  const auto fetch_inputs = [&](int begin, int end) {
+    for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
+  };
+  if (more) fetch = start_fetch(source, next);
+  if (kVector && more) fetch_inputs(0, kInputs);
+  while (more) {
+    const Tile tile = next;
+    const Fetch<Source> here = fetch;
+    if constexpr (!kVector) fetch_inputs(0, kInputs);
+    more = next_tile<kPass>(plan, walk, next);
+    if (more) fetch = start_fetch(source, next);
+    if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
+    if constexpr (Source::kCombines) {
+      const auto columns = source.template columns<kVector>(here.column, here.columns);
+#pragma unroll 1
+      for (int i = 0; i < 8; ++i)
+        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, columns,
+                                                here.row + i, here.column,
+                                                i < here.rows ? here.columns : 0);
+      if (kVector && more) fetch_inputs(kParts * kSlots, kInputs);
+    }
+#pragma unroll 1
+    for (int p = 0; p < kParts; ++p) {
+      Values x[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        read_values(slots + (i * kInputs + p * kSlots) * kTileThreads, x[i]);
+      if (kVector && more) fetch_inputs(p * kSlots, p * kSlots + kSlots);
+      const std::int64_t at = p * plan.K + tile.column0;
+      if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
+        quantize_tile_rows<kPass, kVector>(plan, tile, x, p * plan.K + here.column, here.columns,
+                                           width, stats);
+      if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
+        quantize_tile_columns<kPass, kVector>(plan, tile, x, at, tile.columns, width, memory,
+                                              stats);
+    }
+  }
+  if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
+}
+
+}  // namespace lockstep::ops::cuda

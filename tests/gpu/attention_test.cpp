@@ -1,0 +1,345 @@
+#include "ops/attention.h"
+
+#include "gpu/gpu_test.h"
+#include "ops/attention_case.h"
+#include "tensor/cuda_check.h"
+
+namespace lockstep::ops::test {
+namespace {
+
+// Queries and keys of one sequence: the last `queries` of its `keys` positions.
+struct Part {
+  std::int64_t queries, keys;
+};
+
+// A batch as a server has it: a paged cache whose free rows hold NaN, pages in random order, query
+// rows of no sequence before and behind the sequences'.
+struct ServedCase {
+  AttentionSizes sizes;
+  std::vector<Part> parts;
+  std::int64_t page_size = 0, max_queries = 0, max_keys = 0;
+  Tensor q_THK, k_RJK, v_RJK, offsets_S1, lengths_S, pages_SP;
+};
+
+ServedCase served_case(Rng& rng, const AttentionSizes& n, const std::vector<Part>& parts,
+                       std::int64_t page_size) {
+  ServedCase x{n, parts, page_size, 0, 0, {}, {}, {}, {}, {}, {}};
+  std::vector<std::int32_t> offsets{2}, lengths, order, table;
+  std::int64_t pages = 2, width = 1;
+  for (const Part& p : parts) {
+    offsets.push_back(offsets.back() + static_cast<std::int32_t>(p.queries));
+    lengths.push_back(static_cast<std::int32_t>(p.keys));
+    const std::int64_t used = (p.keys + page_size - 1) / page_size;
+    pages += used;
+    width = std::max(width, used);
+    x.max_queries = std::max(x.max_queries, p.queries);
+    x.max_keys = std::max(x.max_keys, p.keys);
+  }
+  for (std::int64_t i = 0; i < pages; ++i) order.push_back(static_cast<std::int32_t>(i));
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng() % i]);
+  const std::int64_t T = offsets.back() + 3, R = pages * page_size;
+  x.q_THK = random_normal(rng, DType::kBf16, {T, n.H, n.K});
+  x.k_RJK = random_normal(rng, DType::kBf16, {R, n.J, n.K});
+  x.v_RJK = random_normal(rng, DType::kBf16, {R, n.J, n.Kv});
+  std::vector<bool> written(static_cast<std::size_t>(R), false);
+  std::size_t next = 0;
+  for (const Part& p : parts)
+    for (std::int64_t i = 0; i < width; ++i) {
+      if (i * page_size >= p.keys) {
+        table.push_back(-1);
+        continue;
+      }
+      const std::int64_t page = order[next++];
+      table.push_back(static_cast<std::int32_t>(page));
+      for (std::int64_t r = 0; r < page_size && i * page_size + r < p.keys; ++r)
+        written[static_cast<std::size_t>(page * page_size + r)] = true;
+    }
+  for (std::int64_t r = 0; r < R; ++r) {
+    if (written[static_cast<std::size_t>(r)]) continue;
+    for (const Tensor* cache : {&x.k_RJK, &x.v_RJK}) {
+      const TensorView row = cache->view().rows(r, 1);
+      std::memset(row.data, r % 2 == 0 ? 0xFF : 0x7F, row.bytes());
+    }
+  }
+  x.offsets_S1 = int32_tensor(offsets);
+  x.lengths_S = int32_tensor(lengths);
+  const auto S = static_cast<std::int64_t>(parts.size());
+  x.pages_SP = Tensor(Device::kCpu, DType::kInt32, {S, width});
+  std::memcpy(x.pages_SP.view().data, table.data(), table.size() * sizeof(std::int32_t));
+  return x;
+}
+
+std::string text(const AttentionSizes& n) {
+  return "H " + std::to_string(n.H) + " J " + std::to_string(n.J) + " K " + std::to_string(n.K) +
+         " Kv " + std::to_string(n.Kv);
+}
+
+class AttentionGpu : public GpuTest {
+ protected:
+  // Equal bytes of the training form, forward and backward.
+  void expect_same_training(const AttentionCase& x, bool backward, bool bounds) {
+    const AttentionSizes& n = x.sizes;
+    std::string what = text(n) + " lengths";
+    for (const std::int64_t length : x.lengths) what += ' ' + std::to_string(length);
+    const Shape out_shape{x.T(), n.H, n.Kv}, rows{x.T(), n.H};
+    const Tensor out = cpu_output(DType::kBf16, out_shape), lse2 = cpu_output(DType::kFp32, rows);
+    attention(cpu, x.q_THK, x.k_TJK, x.v_TJK, x.batch(), n.scale, out, lse2);
+    AttentionBatch batch{on_gpu(x.offsets_S1), on_gpu(x.lengths_S), {}, 0};
+    if (bounds)
+      for (const std::int64_t length : x.lengths)
+        batch.max_queries = batch.max_keys = std::max(batch.max_keys, length);
+    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_TJK), v = on_gpu(x.v_TJK);
+    const TensorView gpu_out = gpu_output(DType::kBf16, out_shape),
+                     gpu_lse2 = gpu_output(DType::kFp32, rows);
+    attention(gpu, q, k, v, batch, n.scale, gpu_out, gpu_lse2);
+    expect_same(out, gpu_out, "out, " + what);
+    expect_same(lse2, gpu_lse2, "lse2, " + what);
+    if (!backward) return;
+    Rng rng(77);
+    const Tensor d_out = random_normal(rng, DType::kBf16, out_shape);
+    const Shape q_shape = x.q_THK.view().shape, k_shape = x.k_TJK.view().shape,
+                v_shape = x.v_TJK.view().shape;
+    const Tensor d_q = cpu_output(DType::kBf16, q_shape), d_k = cpu_output(DType::kBf16, k_shape),
+                 d_v = cpu_output(DType::kBf16, v_shape);
+    attention_backward(cpu, x.q_THK, x.k_TJK, x.v_TJK, out, lse2, d_out, x.batch(), n.scale, d_q,
+                       d_k, d_v);
+    const TensorView gpu_d_q = gpu_output(DType::kBf16, q_shape),
+                     gpu_d_k = gpu_output(DType::kBf16, k_shape),
+                     gpu_d_v = gpu_output(DType::kBf16, v_shape);
+    attention_backward(gpu, q, k, v, on_gpu(out), on_gpu(lse2), on_gpu(d_out), batch, n.scale,
+                       gpu_d_q, gpu_d_k, gpu_d_v);
+    expect_same(d_q, gpu_d_q, "d_q, " + what);
+    expect_same(d_k, gpu_d_k, "d_k, " + what);
+    expect_same(d_v, gpu_d_v, "d_v, " + what);
+  }
+
+  // Equal bytes of a served batch; rows of no sequence keep theirs.
+  void expect_same_served(const ServedCase& x, bool bounds) {
+    const AttentionSizes& n = x.sizes;
+    std::string what = text(n) + " page " + std::to_string(x.page_size) + " parts";
+    for (const Part& p : x.parts)
+      what += ' ' + std::to_string(p.queries) + '/' + std::to_string(p.keys);
+    const std::int64_t T = x.q_THK.view().dim(0);
+    const Tensor out = cpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                 lse2 = cpu_output(DType::kFp32, {T, n.H});
+    attention(cpu, x.q_THK, x.k_RJK, x.v_RJK, {x.offsets_S1, x.lengths_S, x.pages_SP, x.page_size},
+              n.scale, out, lse2);
+    AttentionBatch batch{on_gpu(x.offsets_S1), on_gpu(x.lengths_S), on_gpu(x.pages_SP),
+                         x.page_size};
+    if (bounds) {
+      batch.max_queries = x.max_queries;
+      batch.max_keys = x.max_keys;
+    }
+    const TensorView gpu_out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                     gpu_lse2 = gpu_output(DType::kFp32, {T, n.H});
+    attention(gpu, on_gpu(x.q_THK), on_gpu(x.k_RJK), on_gpu(x.v_RJK), batch, n.scale, gpu_out,
+              gpu_lse2);
+    expect_same(out, gpu_out, "out, " + what);
+    expect_same(lse2, gpu_lse2, "lse2, " + what);
+  }
+};
+
+const AttentionSizes kSizes[] = {
+    {2, 2, 16, 16, 0.25},   {4, 2, 32, 32, 0.176}, {8, 2, 64, 64, 0.125},  {8, 1, 128, 128, 0.088},
+    {3, 1, 128, 128, 0.09}, {2, 1, 96, 80, 0.1},   {2, 2, 192, 128, 0.07}, {2, 1, 256, 256, 0.0625},
+    {1, 1, 48, 256, 0.14},  {17, 1, 64, 64, 0.125}};
+
+TEST_F(AttentionGpu, TrainingHasTheBytesOfTheCpu) {
+  Rng rng(1);
+  for (const AttentionSizes& n : kSizes) {
+    expect_same_training(attention_case(rng, n, {1}), true, true);
+    expect_same_training(attention_case(rng, n, {1, 2, 15, 16, 17, 63, 64, 65}), true, true);
+    expect_same_training(attention_case(rng, n, {127, 128, 129}), true, false);
+    expect_same_training(attention_case(rng, n, {0, 300, 0, 3, 191}), true, true);
+  }
+}
+
+TEST_F(AttentionGpu, TrainingHasTheBytesOfTheCpuAtExtremeScores) {
+  Rng rng(2);
+  for (const double deviation : {1e-30, 40.0, 3e4})
+    for (const std::int64_t K : {32, 64, 128})
+      expect_same_training(attention_case(rng, {2, 1, K, K, 0.3}, {130, 300}, deviation), true,
+                           true);
+}
+
+TEST_F(AttentionGpu, TrainingHasTheBytesOfTheCpuAcrossSplits) {
+  Rng rng(3);
+  for (const std::int64_t length : {2047, 2048, 2049, 4130})
+    for (const AttentionSizes& n :
+         {AttentionSizes{1, 1, 64, 64, 0.125}, AttentionSizes{2, 1, 128, 128, 0.088}})
+      expect_same_training(attention_case(rng, n, {5, length}), length == 2049, true);
+}
+
+TEST_F(AttentionGpu, EmptyBatches) {
+  Rng rng(4);
+  for (const std::vector<std::int64_t>& lengths : {std::vector<std::int64_t>{}, {0, 0}})
+    expect_same_training(attention_case(rng, kSizes[2], lengths), true, true);
+}
+
+TEST_F(AttentionGpu, ServedHasTheBytesOfTheCpu) {
+  Rng rng(5);
+  for (const AttentionSizes& n : kSizes)
+    for (const std::int64_t page_size : {1, 7, 16, 64, 128}) {
+      const std::vector<Part> decode{{1, 1}, {1, 127}, {1, 128}, {1, 129}, {1, 300}, {0, 5}};
+      const std::vector<Part> prefill{{70, 70}, {64, 200}, {129, 131}};
+      const std::vector<Part> mixed{{1, 77}, {33, 90}, {0, 0}, {2, 260}, {128, 300}, {1, 1}};
+      expect_same_served(served_case(rng, n, decode, page_size), true);
+      expect_same_served(served_case(rng, n, prefill, page_size), page_size == 16);
+      expect_same_served(served_case(rng, n, mixed, page_size), page_size != 16);
+    }
+}
+
+TEST_F(AttentionGpu, ServedHasTheBytesOfTheCpuAcrossSplits) {
+  Rng rng(6);
+  const AttentionSizes some[] = {{4, 1, 64, 64, 0.125},
+                                 {8, 1, 128, 128, 0.088},
+                                 {2, 2, 256, 256, 0.06},
+                                 {32, 1, 64, 32, 0.125}};
+  for (const AttentionSizes& n : some)
+    for (const std::int64_t page_size : {16, 37}) {
+      expect_same_served(
+          served_case(rng, n, {{1, 2047}, {1, 2048}, {1, 2049}, {1, 4097}, {1, 6200}, {1, 3}},
+                      page_size),
+          page_size == 16);
+      expect_same_served(served_case(rng, n, {{2, 2049}, {1, 40}, {9, 4100}, {2, 4097}}, page_size),
+                         true);
+      if (n.J == 1 && n.K <= 128)
+        expect_same_served(
+            served_case(rng, n, {{100, 2100}, {1, 2050}, {0, 0}, {129, 4200}}, page_size), true);
+    }
+}
+
+// One captured launch serves batches whose lengths change in place, within its bounds.
+TEST_F(AttentionGpu, ReplaysFromAGraph) {
+  Rng rng(11);
+  for (const AttentionSizes& n :
+       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{4, 2, 32, 32, 0.176}}) {
+    const ServedCase x = served_case(rng, n, {{1, 2300}, {1, 700}, {1, 2048}}, 16);
+    const std::int64_t T = x.q_THK.view().dim(0);
+    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_RJK), v = on_gpu(x.v_RJK),
+                     lengths_S = on_gpu(x.lengths_S);
+    const AttentionBatch batch{on_gpu(x.offsets_S1), lengths_S, on_gpu(x.pages_SP), 16, 1, 2300};
+    const TensorView out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                     lse2 = gpu_output(DType::kFp32, {T, n.H});
+    const auto run = [&] { attention(gpu, q, k, v, batch, n.scale, out, lse2); };
+    run();  // takes the workspace
+    const cudaStream_t stream = tensor::stream_of(gpu);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    tensor::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    run();
+    tensor::check_cuda(cudaStreamEndCapture(stream, &graph), "capture");
+    tensor::check_cuda(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    for (const std::vector<std::int32_t>& lengths :
+         {std::vector<std::int32_t>{1, 700, 2048}, {2299, 1, 128}, {2048, 127, 2047}}) {
+      const Tensor changed = int32_tensor(lengths);
+      tensor::copy(gpu, changed, lengths_S);
+      tensor::check_cuda(cudaGraphLaunch(exec, stream), "launch");
+      const Tensor cpu_out = cpu_output(DType::kBf16, {T, n.H, n.Kv}),
+                   cpu_lse2 = cpu_output(DType::kFp32, {T, n.H});
+      attention(cpu, x.q_THK, x.k_RJK, x.v_RJK, {x.offsets_S1, changed, x.pages_SP, 16}, n.scale,
+                cpu_out, cpu_lse2);
+      expect_same(cpu_out, out, "out, " + text(n));
+      expect_same(cpu_lse2, lse2, "lse2, " + text(n));
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
+}
+
+// A sequence's rows have the same bytes alone and in batches.
+TEST_F(AttentionGpu, DecodeDoesNotDependOnTheBatch) {
+  Rng rng(7);
+  const AttentionSizes n{8, 2, 128, 128, 0.088};
+  for (const std::int64_t S : {1, 2, 31, 33}) {
+    std::vector<Part> parts;
+    for (std::int64_t s = 0; s < S; ++s) parts.push_back({1, uniform_int(rng, 1, 900)});
+    expect_same_served(served_case(rng, n, parts, 16), true);
+  }
+}
+
+// Decode over pages gives the rows of the packed forward, at lengths too long for the CPU.
+TEST_F(AttentionGpu, DecodeHasTheBytesOfTraining) {
+  Rng rng(8);
+  for (const AttentionSizes& n :
+       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{16, 2, 64, 64, 0.125}}) {
+    const std::int64_t L = 9000, S = 40;
+    const Tensor q = random_normal(rng, DType::kBf16, {L, n.H, n.K}),
+                 k = random_normal(rng, DType::kBf16, {L, n.J, n.K}),
+                 v = random_normal(rng, DType::kBf16, {L, n.J, n.Kv});
+    const TensorView gpu_q = on_gpu(q), gpu_k = on_gpu(k), gpu_v = on_gpu(v);
+    const TensorView whole = gpu_output(DType::kBf16, {L, n.H, n.Kv}),
+                     whole_lse2 = gpu_output(DType::kFp32, {L, n.H});
+    attention(gpu, gpu_q, gpu_k, gpu_v,
+              {on_gpu(int32_tensor({0, static_cast<std::int32_t>(L)})),
+               on_gpu(int32_tensor({static_cast<std::int32_t>(L)})),
+               {},
+               0},
+              n.scale, whole, whole_lse2);
+    const Tensor all = from_gpu(whole), all_lse2 = from_gpu(whole_lse2);
+    std::vector<std::int32_t> offsets{0}, lengths, pages;
+    std::vector<std::int64_t> positions;
+    Tensor some(Device::kCpu, DType::kBf16, {S, n.H, n.K}),
+        expected(Device::kCpu, DType::kBf16, {S, n.H, n.Kv}),
+        expected_lse2(Device::kCpu, DType::kFp32, {S, n.H});
+    const auto copy_row = [](const Tensor& from, std::int64_t i, const Tensor& to, std::int64_t t) {
+      std::memcpy(to.view().rows(t, 1).data, from.view().rows(i, 1).data,
+                  to.view().rows(t, 1).bytes());
+    };
+    for (std::int64_t s = 0; s < S; ++s) {
+      const std::int64_t position = s < 9 ? L - 1 - s : uniform_int(rng, 0, L - 1);
+      offsets.push_back(static_cast<std::int32_t>(s + 1));
+      lengths.push_back(static_cast<std::int32_t>(position + 1));
+      for (std::int64_t p = 0; p < L / 20; ++p) pages.push_back(static_cast<std::int32_t>(p));
+      copy_row(q, position, some, s);
+      copy_row(all, position, expected, s);
+      copy_row(all_lse2, position, expected_lse2, s);
+    }
+    Tensor table(Device::kCpu, DType::kInt32, {S, L / 20});
+    std::memcpy(table.view().data, pages.data(), pages.size() * sizeof(std::int32_t));
+    const TensorView out = gpu_output(DType::kBf16, {S, n.H, n.Kv}),
+                     lse2 = gpu_output(DType::kFp32, {S, n.H});
+    attention(gpu, on_gpu(some), gpu_k, gpu_v,
+              {on_gpu(int32_tensor(offsets)), on_gpu(int32_tensor(lengths)), on_gpu(table), 20, 1},
+              n.scale, out, lse2);
+    expect_same(expected, out, "out, " + text(n));
+    expect_same(expected_lse2, lse2, "lse2, " + text(n));
+  }
+}
+
+TEST_F(AttentionGpu, WritesKeysAndValues) {
+  Rng rng(9);
+  for (const std::int64_t T : {0, 1, 9, 100})
+    for (const std::int64_t K : {3, 16, 128}) {
+      const std::int64_t J = 2, R = 2 * T + 5;
+      const Tensor k = random_normal(rng, DType::kBf16, {T, J, K}),
+                   v = random_normal(rng, DType::kBf16, {T, J, 2 * K});
+      std::vector<std::int32_t> slots;
+      for (std::int64_t t = 0; t < T; ++t)
+        slots.push_back(static_cast<std::int32_t>(R - 2 - 2 * t));
+      const Tensor slots_T = int32_tensor(slots);
+      const Tensor k_cache = cpu_output(DType::kBf16, {R, J, K}),
+                   v_cache = cpu_output(DType::kBf16, {R, J, 2 * K});
+      const TensorView gpu_k = gpu_output(DType::kBf16, {R, J, K}),
+                       gpu_v = gpu_output(DType::kBf16, {R, J, 2 * K});
+      write_kv(cpu, k, v, slots_T, k_cache, v_cache);
+      write_kv(gpu, on_gpu(k), on_gpu(v), on_gpu(slots_T), gpu_k, gpu_v);
+      expect_same(k_cache, gpu_k, "k");
+      expect_same(v_cache, gpu_v, "v");
+    }
+}
+
+TEST_F(AttentionGpu, RefusesWidthsItDoesNotHave) {
+  Rng rng(10);
+  for (const AttentionSizes& n :
+       {AttentionSizes{2, 1, 24, 16, 0.2}, AttentionSizes{1, 1, 16, 272, 0.2}}) {
+    const AttentionCase x = attention_case(rng, n, {4});
+    const TensorView out = gpu_output(DType::kBf16, {4, n.H, n.Kv});
+    EXPECT_THROW(attention(gpu, on_gpu(x.q_THK), on_gpu(x.k_TJK), on_gpu(x.v_TJK),
+                           {on_gpu(x.offsets_S1), on_gpu(x.lengths_S), {}, 0}, n.scale, out, {}),
+                 base::ContractError);
+  }
+}
+
+}  // namespace
+}  // namespace lockstep::ops::test
