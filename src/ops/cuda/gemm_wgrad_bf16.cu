@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                       const __grid_constant__ CUtensorMap x_map,
                       const __grid_constant__ CUtensorMap d_map, const WeightGradient x) {
   extern __shared__ unsigned char shared[];
-  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
     for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
   }

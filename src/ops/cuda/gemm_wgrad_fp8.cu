@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     fp8_wgrad_kernel(const __grid_constant__ Fp8Maps maps, const WeightGradient g,
                      const float* dy_scales, const float* x_scales) {
   extern __shared__ unsigned char shared[];
-  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
     for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
   }
