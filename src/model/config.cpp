@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -13,8 +14,25 @@ const char* family_name(Family family) {
   switch (family) {
     case Family::kQwen3Moe:
       return "qwen3_moe";
+    case Family::kMixtral:
+      return "mixtral";
+    case Family::kOlmoe:
+      return "olmoe";
+    case Family::kQwen3:
+      return "qwen3";
+    case Family::kLlama:
+      return "llama";
   }
   fail<base::ContractError>("no model family {}", static_cast<int>(family));
+}
+
+bool is_dense(const ModelConfig& c, std::int64_t layer) {
+  return c.num_experts == 0 || (layer + 1) % c.decoder_sparse_step != 0 ||
+         std::binary_search(c.mlp_only_layers.begin(), c.mlp_only_layers.end(), layer);
+}
+
+bool has_dense_layers(const ModelConfig& c) {
+  return c.num_experts == 0 || c.decoder_sparse_step > 1 || !c.mlp_only_layers.empty();
 }
 
 namespace {
@@ -58,6 +76,50 @@ void validate_router(const ModelConfig& c, const std::string& where) {
   require_range(r.scaling, false, "routed_scaling_factor", where);
 }
 
+void validate_rope_scaling(const RopeScaling& s, const std::string& where) {
+  if (s.kind == RopeScaling::kNone) return;
+  require_range(s.factor, false, "rope_scaling.factor", where);
+  if (s.kind == RopeScaling::kLinear) return;
+  require_size(s.original_positions, "rope_scaling.original_max_position_embeddings", where);
+  if (s.kind == RopeScaling::kLlama3) {
+    require_range(s.low_freq_factor, false, "rope_scaling.low_freq_factor", where);
+    require_range(s.high_freq_factor, false, "rope_scaling.high_freq_factor", where);
+    if (s.high_freq_factor <= s.low_freq_factor)
+      fail<InputError>("{}: rope_scaling.high_freq_factor ({}) must be above low_freq_factor ({})",
+                       where, s.high_freq_factor, s.low_freq_factor);
+    return;
+  }
+  require_range(s.beta_fast, false, "rope_scaling.beta_fast", where);
+  require_range(s.beta_slow, false, "rope_scaling.beta_slow", where);
+  require_range(s.attention_factor, false, "rope_scaling.attention_factor", where);
+  if (s.beta_fast < s.beta_slow)
+    fail<InputError>("{}: rope_scaling.beta_fast ({}) is below beta_slow ({})", where, s.beta_fast,
+                     s.beta_slow);
+}
+
+// Which layers have experts, and the widths of both kinds.
+void validate_mlps(const ModelConfig& c, const std::string& where) {
+  const bool dense_family = c.family == Family::kQwen3 || c.family == Family::kLlama;
+  if (!dense_family) {
+    require_size(c.num_experts, "num_experts", where);
+    require_size(c.moe_intermediate_size, "moe_intermediate_size", where);
+    validate_router(c, where);
+  } else if (c.num_experts != 0) {
+    fail<InputError>("{}: num_experts is {}, {} has none", where, c.num_experts,
+                     family_name(c.family));
+  }
+  require_size(c.decoder_sparse_step, "decoder_sparse_step", where);
+  std::int64_t before = -1;
+  for (const std::int64_t l : c.mlp_only_layers) {
+    if (l <= before || l >= c.num_layers)
+      fail<InputError>(
+          "{}: mlp_only_layers holds {}: the layers must be different and from 0 to {}", where, l,
+          c.num_layers - 1);
+    before = l;
+  }
+  if (has_dense_layers(c)) require_size(c.intermediate_size, "intermediate_size", where);
+}
+
 }  // namespace
 
 void validate(const ModelConfig& c, const std::string& where) {
@@ -68,8 +130,6 @@ void validate(const ModelConfig& c, const std::string& where) {
   require_size(c.num_kv_heads, "num_key_value_heads", where);
   require_size(c.head_dim, "head_dim", where);
   require_size(c.max_positions, "max_position_embeddings", where);
-  require_size(c.num_experts, "num_experts", where);
-  require_size(c.moe_intermediate_size, "moe_intermediate_size", where);
   if (c.num_heads % c.num_kv_heads != 0)
     fail<InputError>("{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
                      where, c.num_heads, c.num_kv_heads);
@@ -80,7 +140,8 @@ void validate(const ModelConfig& c, const std::string& where) {
   require_range(c.rms_eps, false, "rms_norm_eps", where);
   require_range(c.initializer_range, true, "initializer_range", where);
   require_range(c.router_aux_loss_coef, true, "router_aux_loss_coef", where);
-  validate_router(c, where);
+  validate_rope_scaling(c.rope_scaling, where);
+  validate_mlps(c, where);
 
   require_token(c.bos_token_id, "bos_token_id", c.vocab_size, where);
   require_token(c.pad_token_id, "pad_token_id", c.vocab_size, where);
@@ -89,14 +150,16 @@ void validate(const ModelConfig& c, const std::string& where) {
     require_token(id, "eos_token_id", c.vocab_size, where);
   }
 
-  if (c.num_layers > kMaxExpertsInAll / c.num_experts)
+  if (c.num_layers > kMaxExpertsInAll / std::max<std::int64_t>(1, c.num_experts))
     fail<InputError>("{}: num_hidden_layers ({}) x num_experts ({}) is over the limit of {}", where,
                      c.num_layers, c.num_experts, kMaxExpertsInAll);
   const double hidden = static_cast<double>(c.hidden_size);
   const double attention =
       static_cast<double>(c.head_dim) * (static_cast<double>(c.num_heads + c.num_kv_heads) * 2);
   const double experts =
-      static_cast<double>(c.num_experts) * (static_cast<double>(c.moe_intermediate_size) * 3 + 1);
+      std::max(static_cast<double>(c.num_experts) *
+                   (static_cast<double>(c.moe_intermediate_size) * 3 + 1),
+               has_dense_layers(c) ? static_cast<double>(c.intermediate_size) * 3 : 0.0);
   const double elements = hidden * (static_cast<double>(c.vocab_size) * 2 +
                                     static_cast<double>(c.num_layers) * (attention + experts));
   if (elements > kMaxElements)

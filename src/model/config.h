@@ -11,8 +11,20 @@
 
 namespace lockstep::model {
 
-enum class Family { kQwen3Moe };
+enum class Family { kQwen3Moe, kMixtral, kOlmoe, kQwen3, kLlama };
 const char* family_name(Family family);
+
+// How the rotary embedding was stretched to longer texts (formulas: model/rope.h).
+struct RopeScaling {
+  enum Kind { kNone, kLinear, kLlama3, kYarn };
+  Kind kind = kNone;
+  double factor = 1;
+  std::int64_t original_positions = 0;               // llama3, yarn
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  double beta_fast = 32, beta_slow = 1;              // yarn
+  double attention_factor = 1;                       // yarn: of cos and sin
+  bool truncate = true;                              // yarn: whole numbers as bounds of the ramp
+};
 
 struct ModelConfig {
   Family family = Family::kQwen3Moe;
@@ -24,12 +36,19 @@ struct ModelConfig {
   std::int64_t head_dim = 0;
   std::int64_t max_positions = 0;
   double rope_theta = 10000.0;
+  RopeScaling rope_scaling;
   float rms_eps = 1e-6f;
-  bool qk_norm = false;
+  bool qk_norm = false;        // RMSNorm of queries and keys, each head on its own
+  bool qk_norm_whole = false;  // with qk_norm: one norm over all heads of a projection (OLMoE)
   bool tie_word_embeddings = false;
 
-  std::int64_t num_experts = 0;
+  std::int64_t num_experts = 0;  // 0: every layer is dense
   std::int64_t moe_intermediate_size = 0;
+  // Dense layers have one MLP of this width instead of experts: those of mlp_only_layers
+  // (ascending) and all but every decoder_sparse_step-th.
+  std::int64_t intermediate_size = 0;
+  std::vector<std::int64_t> mlp_only_layers;
+  std::int64_t decoder_sparse_step = 1;
   ops::RouterOptions router;
   double router_aux_loss_coef = 0.001;
 
@@ -38,6 +57,9 @@ struct ModelConfig {
   std::vector<std::int32_t> eos_token_ids;
   std::int32_t pad_token_id = -1;
 };
+
+bool is_dense(const ModelConfig& config, std::int64_t layer);
+bool has_dense_layers(const ModelConfig& config);
 
 // Throws InputError (prefixed with `where`) naming the first value that cannot be: sizes not
 // positive or beyond 2^31, heads that do not divide, top_k above the experts, odd head width and so

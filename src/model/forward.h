@@ -42,10 +42,12 @@ struct LayerSaved {
   tensor::TensorView x_in_TD, delta_in_TD;  // recompute: the layer's input
   tensor::TensorView x1_TD, rstd1_T, h1_TD;
   ops::Fp8Columns h1_columns;
-  tensor::TensorView qkv_TN, q_rstd_TH, k_rstd_TJ, q_THK, k_TJK, v_TJK;
+  tensor::TensorView qkv_TN, q_THK, k_TJK, v_TJK;
+  tensor::TensorView q_rstd_TH, k_rstd_TJ;  // of one norm over all heads [T]
   tensor::TensorView attention_THK, lse2_TH;
   ops::Fp8Columns attention_columns;
   tensor::TensorView x2_TD, rstd2_T, h2_TD;
+  ops::Fp8Columns h2_columns;  // dense layers; the rest down to token_M and down_MD: of experts
   tensor::TensorView logits_TE, weights_TC, experts_TC, row_TC, token_M;
   ops::Segments segments;  // routed rows by expert
   tensor::TensorView routed_MD;

@@ -1,11 +1,13 @@
 #include "model/hf_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
 
 #include "base/error.h"
 #include "model/fp8_format.h"
+#include "model/rope.h"
 #include "model/strict_json.h"
 
 namespace lockstep::model {
@@ -105,7 +107,6 @@ class KeyReader {
                "not a known key; if it does not change what the model computes, remove it");
   }
 
- private:
   std::int64_t whole(const char* key, const json& value) const {
     if (!value.is_number_integer()) refuse(key, "expected a whole number, found {}", value.dump());
     if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{1} << 62)
@@ -113,28 +114,100 @@ class KeyReader {
     return value.get<std::int64_t>();
   }
 
+ private:
   const json& object_;
   std::string file_, prefix_;
   std::set<std::string, std::less<>> used_;
 };
 
-// transformers 4 writes rope_theta and rope_scaling, 5 an object rope_parameters.
-double read_rope_theta(KeyReader& r) {
-  r.absent("rope_scaling");
-  const json* parameters = r.find("rope_parameters");
-  if (parameters == nullptr) return r.number("rope_theta");
-  if (!parameters->is_object()) r.refuse("rope_parameters", "expected an object");
-  KeyReader rope(*parameters, r.file(), "rope_parameters.");
-  rope.only("rope_type", "default");
-  rope.only("type", "default");
+// yarn's factor of cos and sin: given, or from the scaling.
+double read_attention_factor(KeyReader& rope, double factor) {
+  const double all = rope.number("mscale_all_dim", 0), mscale = rope.number("mscale", 0);
+  double own = yarn_attention_factor(factor);
+  if (mscale != 0 && all != 0)
+    own = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, all);
+  return rope.number("attention_factor", own);
+}
+
+// The keys of rope_scaling or rope_parameters behind the kind.
+RopeScaling read_rope_scaling(KeyReader& rope, std::int64_t max_positions) {
+  RopeScaling s;
+  const char* key = rope.has("rope_type") ? "rope_type" : "type";
+  const std::string kind = rope.text(key, "default");
+  if (rope.text("type", kind) != kind) rope.refuse("type", "contradicts rope_type ('{}')", kind);
   rope.only("partial_rotary_factor", 1.0);
-  const double theta = rope.number("rope_theta");
+  if (kind == "default") return s;
+  s.factor = rope.number("factor");
+  if (kind == "linear") {
+    s.kind = RopeScaling::kLinear;
+  } else if (kind == "llama3") {
+    s.kind = RopeScaling::kLlama3;
+    s.original_positions = rope.integer("original_max_position_embeddings");
+    s.low_freq_factor = rope.number("low_freq_factor");
+    s.high_freq_factor = rope.number("high_freq_factor");
+  } else if (kind == "yarn") {
+    s.kind = RopeScaling::kYarn;
+    s.original_positions = rope.integer("original_max_position_embeddings", max_positions);
+    s.beta_fast = rope.number("beta_fast", 32);
+    s.beta_slow = rope.number("beta_slow", 1);
+    s.truncate = rope.boolean("truncate", true);
+    s.attention_factor = read_attention_factor(rope, s.factor);
+  } else {
+    rope.refuse(key, "'{}' is not supported, only default, linear, llama3 and yarn", kind);
+  }
+  return s;
+}
+
+// transformers 4 writes rope_theta and rope_scaling, 5 an object rope_parameters. A theta_fallback
+// of 0: there is none.
+void read_rope(KeyReader& r, ModelConfig& c, double theta_fallback) {
+  const auto theta = [&](KeyReader& from) {
+    return theta_fallback == 0 ? from.number("rope_theta")
+                               : from.number("rope_theta", theta_fallback);
+  };
+  const bool parameters = r.has("rope_parameters");
+  if (parameters) r.absent("rope_scaling");
+  const char* key = parameters ? "rope_parameters" : "rope_scaling";
+  const json* object = r.find(key);
+  r.skip({"rope_parameters", "rope_scaling", "rope_theta"});
+  if (object == nullptr) {
+    c.rope_theta = theta(r);
+    return;
+  }
+  if (!object->is_object()) r.refuse(key, "expected an object");
+  KeyReader rope(*object, r.file(), std::string(key) + ".");
+  c.rope_scaling = read_rope_scaling(rope, c.max_positions);
+  const bool inside = parameters || rope.has("rope_theta");
+  c.rope_theta = inside ? theta(rope) : theta(r);
+  rope.skip({"rope_theta"});
   rope.finish();
-  if (r.has("rope_theta") && r.number("rope_theta") != theta)
-    r.refuse("rope_theta", "{} contradicts rope_parameters.rope_theta ({})", r.number("rope_theta"),
-             theta);
-  r.skip({"rope_theta"});
-  return theta;
+  if (inside && r.has("rope_theta") && r.number("rope_theta") != c.rope_theta)
+    r.refuse("rope_theta", "{} contradicts {}.rope_theta ({})", r.number("rope_theta"), key,
+             c.rope_theta);
+}
+
+json rope_scaling_json(const RopeScaling& s) {
+  switch (s.kind) {
+    case RopeScaling::kNone:
+      return nullptr;
+    case RopeScaling::kLinear:
+      return {{"rope_type", "linear"}, {"factor", s.factor}};
+    case RopeScaling::kLlama3:
+      return {{"rope_type", "llama3"},
+              {"factor", s.factor},
+              {"original_max_position_embeddings", s.original_positions},
+              {"low_freq_factor", s.low_freq_factor},
+              {"high_freq_factor", s.high_freq_factor}};
+    case RopeScaling::kYarn:
+      return {{"rope_type", "yarn"},
+              {"factor", s.factor},
+              {"original_max_position_embeddings", s.original_positions},
+              {"beta_fast", s.beta_fast},
+              {"beta_slow", s.beta_slow},
+              {"truncate", s.truncate},
+              {"attention_factor", s.attention_factor}};
+  }
+  fail<base::ContractError>("no rope scaling {}", static_cast<int>(s.kind));
 }
 
 std::int64_t read_num_experts(KeyReader& r) {
@@ -146,17 +219,17 @@ std::int64_t read_num_experts(KeyReader& r) {
 }
 
 // Keys that every family has.
-void read_common(KeyReader& r, ModelConfig& c) {
+void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   c.vocab_size = r.integer("vocab_size");
   c.hidden_size = r.integer("hidden_size");
   c.num_layers = r.integer("num_hidden_layers");
   c.num_heads = r.integer("num_attention_heads");
   c.num_kv_heads = r.integer("num_key_value_heads", c.num_heads);
   c.max_positions = r.integer("max_position_embeddings");
-  c.rope_theta = read_rope_theta(r);
+  c.head_dim = r.integer("head_dim", c.num_heads > 0 ? c.hidden_size / c.num_heads : 0);
+  read_rope(r, c, theta_fallback);
   c.rms_eps = static_cast<float>(r.number("rms_norm_eps"));
   c.tie_word_embeddings = r.boolean("tie_word_embeddings", false);
-  c.router_aux_loss_coef = r.number("router_aux_loss_coef", 0.001);
   c.initializer_range = r.number("initializer_range", 0.02);
   c.bos_token_id = r.small_integer("bos_token_id", r.integer("bos_token_id", -1));
   c.pad_token_id = r.small_integer("pad_token_id", r.integer("pad_token_id", -1));
@@ -178,44 +251,135 @@ void read_common(KeyReader& r, ModelConfig& c) {
           "id2label", "label2id", "problem_type", "chunk_size_feed_forward"});
 }
 
-ModelConfig read_qwen3_moe(KeyReader& r) {
-  ModelConfig c;
-  c.family = Family::kQwen3Moe;
-  c.qk_norm = true;
-  read_common(r, c);
-  c.head_dim = r.has("head_dim") ? r.integer("head_dim")
-               : c.num_heads > 0 ? c.hidden_size / c.num_heads
-                                 : 0;
+void read_router(KeyReader& r, ModelConfig& c, double aux_loss_coef) {
   c.num_experts = read_num_experts(r);
-  c.moe_intermediate_size = r.integer("moe_intermediate_size");
   c.router.score = ops::RouterScore::kSoftmax;
   c.router.top_k = r.small_integer("num_experts_per_tok", r.integer("num_experts_per_tok"));
-  c.router.normalize = r.boolean("norm_topk_prob", false);
+  c.router_aux_loss_coef = r.number("router_aux_loss_coef", aux_loss_coef);
+}
 
-  r.only("decoder_sparse_step", 1);
-  r.only("mlp_only_layers", json::array());
+// Qwen's options for windows of attention, all off.
+void refuse_windows(KeyReader& r) {
   r.only("use_sliding_window", false);
   // With use_sliding_window false these two do nothing; layer_types would bring windows back.
   r.skip({"sliding_window", "max_window_layers"});
   if (const json* types = r.find("layer_types"))
     for (const json& type : *types)
       if (type != "full_attention") r.refuse("layer_types", "{} is not supported", type.dump());
-  r.skip({"intermediate_size"});  // the width of dense layers; there are none
+}
+
+ModelConfig read_qwen3_moe(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kQwen3Moe;
+  c.qk_norm = true;
+  read_common(r, c);
+  read_router(r, c, 0.001);
+  c.moe_intermediate_size = r.integer("moe_intermediate_size");
+  c.router.normalize = r.boolean("norm_topk_prob", false);
+  c.intermediate_size = r.integer("intermediate_size", 0);  // of dense layers
+  c.decoder_sparse_step = r.integer("decoder_sparse_step", 1);
+  if (const json* layers = r.find("mlp_only_layers")) {
+    if (!layers->is_array()) r.refuse("mlp_only_layers", "expected a list of layers");
+    for (const json& layer : *layers)
+      c.mlp_only_layers.push_back(r.whole("mlp_only_layers", layer));
+    std::sort(c.mlp_only_layers.begin(), c.mlp_only_layers.end());
+  }
+  refuse_windows(r);
   return c;
 }
 
 json qwen3_moe_json(const ModelConfig& c) {
-  return {{"architectures", {"Qwen3MoeForCausalLM"}},
-          {"decoder_sparse_step", 1},
+  return {{"decoder_sparse_step", c.decoder_sparse_step},
           {"head_dim", c.head_dim},
-          {"intermediate_size", c.moe_intermediate_size},
-          {"mlp_only_layers", json::array()},
+          {"intermediate_size",
+           c.intermediate_size > 0 ? c.intermediate_size : c.moe_intermediate_size},
+          {"mlp_only_layers", c.mlp_only_layers},
           {"moe_intermediate_size", c.moe_intermediate_size},
           {"norm_topk_prob", c.router.normalize},
           {"num_experts", c.num_experts},
           {"num_experts_per_tok", c.router.top_k},
+          {"router_aux_loss_coef", c.router_aux_loss_coef},
           {"sliding_window", nullptr},
           {"use_sliding_window", false}};
+}
+
+ModelConfig read_mixtral(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kMixtral;
+  read_common(r, c);
+  read_router(r, c, 0.001);
+  c.moe_intermediate_size = r.integer("intermediate_size");
+  c.router.normalize = true;
+  r.only("router_jitter_noise", 0.0);
+  r.absent("sliding_window");
+  return c;
+}
+
+json mixtral_json(const ModelConfig& c) {
+  return {{"head_dim", c.head_dim},
+          {"intermediate_size", c.moe_intermediate_size},
+          {"num_experts_per_tok", c.router.top_k},
+          {"num_local_experts", c.num_experts},
+          {"router_aux_loss_coef", c.router_aux_loss_coef},
+          {"router_jitter_noise", 0.0},
+          {"sliding_window", nullptr}};
+}
+
+ModelConfig read_olmoe(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kOlmoe;
+  c.qk_norm = c.qk_norm_whole = true;
+  read_common(r, c);
+  read_router(r, c, 0.01);
+  if (c.num_heads > 0 && c.head_dim != c.hidden_size / c.num_heads)
+    r.refuse("head_dim", "{} is not hidden_size / num_attention_heads", c.head_dim);
+  c.moe_intermediate_size = r.integer("intermediate_size");
+  c.router.normalize = r.boolean("norm_topk_prob", false);
+  r.absent("clip_qkv");
+  return c;
+}
+
+json olmoe_json(const ModelConfig& c) {
+  return {{"clip_qkv", nullptr},
+          {"intermediate_size", c.moe_intermediate_size},
+          {"norm_topk_prob", c.router.normalize},
+          {"num_experts", c.num_experts},
+          {"num_experts_per_tok", c.router.top_k},
+          {"router_aux_loss_coef", c.router_aux_loss_coef}};
+}
+
+ModelConfig read_qwen3(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kQwen3;
+  c.qk_norm = true;
+  read_common(r, c);
+  c.intermediate_size = r.integer("intermediate_size");
+  refuse_windows(r);
+  return c;
+}
+
+json qwen3_json(const ModelConfig& c) {
+  return {{"head_dim", c.head_dim},
+          {"intermediate_size", c.intermediate_size},
+          {"sliding_window", nullptr},
+          {"use_sliding_window", false}};
+}
+
+ModelConfig read_llama(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kLlama;
+  read_common(r, c, 10000.0);  // files older than rope_theta
+  c.intermediate_size = r.integer("intermediate_size");
+  r.only("mlp_bias", false);
+  r.only("rope_interleaved", false);
+  // How a computation is split; of a file of another layout; for another library.
+  r.skip({"pretraining_tp", "is_llama_config", "transformers.js_config"});
+  return c;
+}
+
+json llama_json(const ModelConfig& c) {
+  return {
+      {"head_dim", c.head_dim}, {"intermediate_size", c.intermediate_size}, {"mlp_bias", false}};
 }
 
 // One row a family: what the file calls it, how it is read and written.
@@ -227,6 +391,10 @@ struct FamilyRow {
 };
 constexpr FamilyRow kFamilies[] = {
     {Family::kQwen3Moe, "Qwen3MoeForCausalLM", read_qwen3_moe, qwen3_moe_json},
+    {Family::kMixtral, "MixtralForCausalLM", read_mixtral, mixtral_json},
+    {Family::kOlmoe, "OlmoeForCausalLM", read_olmoe, olmoe_json},
+    {Family::kQwen3, "Qwen3ForCausalLM", read_qwen3, qwen3_json},
+    {Family::kLlama, "LlamaForCausalLM", read_llama, llama_json},
 };
 
 const FamilyRow& family_of(KeyReader& r) {
@@ -289,7 +457,8 @@ json hf_config_json(const ModelConfig& c) {
   for (const FamilyRow& row : kFamilies) {
     if (row.family != c.family) continue;
     json out = row.write(c);
-    out.update(json{{"model_type", family_name(c.family)},
+    out.update(json{{"architectures", {row.architecture}},
+                    {"model_type", family_name(c.family)},
                     {"torch_dtype", "bfloat16"},
                     {"attention_bias", false},
                     {"attention_dropout", 0.0},
@@ -304,8 +473,8 @@ json hf_config_json(const ModelConfig& c) {
                     {"num_hidden_layers", c.num_layers},
                     {"num_key_value_heads", c.num_kv_heads},
                     {"rms_norm_eps", shortest(c.rms_eps)},
+                    {"rope_scaling", rope_scaling_json(c.rope_scaling)},
                     {"rope_theta", c.rope_theta},
-                    {"router_aux_loss_coef", c.router_aux_loss_coef},
                     {"tie_word_embeddings", c.tie_word_embeddings},
                     {"use_cache", true},
                     {"vocab_size", c.vocab_size}});

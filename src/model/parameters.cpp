@@ -39,7 +39,9 @@ LayerParams add_layer(TableBuilder& b, const ModelConfig& c, int l) {
   const std::string ours = fmt::format("layers.{}.", l), hf = fmt::format("model.layers.{}.", l);
   const std::int64_t D = c.hidden_size, q = c.num_heads * c.head_dim,
                      kv = c.num_kv_heads * c.head_dim;
-  const std::int64_t F = c.moe_intermediate_size, width = padded(F), E = c.num_experts;
+  const bool dense = is_dense(c, l);
+  const std::int64_t F = dense ? c.intermediate_size : c.moe_intermediate_size, width = padded(F),
+                     E = dense ? 1 : c.num_experts;
   ParamTable& t = b.table;
   LayerParams p{};
   p.input_norm = b.norm(ours + "input_norm", hf + "input_layernorm.weight", l, D);
@@ -50,24 +52,28 @@ LayerParams add_layer(TableBuilder& b, const ModelConfig& c, int l) {
                  {hf + "self_attn.v_proj.weight", 0, t.v_column, kv, D}});
   p.q_norm = p.k_norm = -1;
   if (c.qk_norm) {
-    p.q_norm = b.norm(ours + "q_norm", hf + "self_attn.q_norm.weight", l, c.head_dim);
-    p.k_norm = b.norm(ours + "k_norm", hf + "self_attn.k_norm.weight", l, c.head_dim);
+    p.q_norm = b.norm(ours + "q_norm", hf + "self_attn.q_norm.weight", l,
+                      c.qk_norm_whole ? q : c.head_dim);
+    p.k_norm = b.norm(ours + "k_norm", hf + "self_attn.k_norm.weight", l,
+                      c.qk_norm_whole ? kv : c.head_dim);
   }
   p.o = b.add(ours + "o", ParamKind::kLinear, l, {1, D, q}, {D},
               {{hf + "self_attn.o_proj.weight", 0, 0, D, q}});
   p.post_norm = b.norm(ours + "post_norm", hf + "post_attention_layernorm.weight", l, D);
-  p.router = b.add(ours + "router", ParamKind::kRouter, l, {1, E, D}, {},
-                   {{hf + "mlp.gate.weight", 0, 0, E, D}});
+  p.router = dense ? -1
+                   : b.add(ours + "router", ParamKind::kRouter, l, {1, E, D}, {},
+                           {{router_name(c, l), 0, 0, E, D}});
   std::vector<ParamPart> gate_up, down;
   for (std::int64_t e = 0; e < E; ++e) {
-    const std::string expert = fmt::format("{}mlp.experts.{}.", hf, e);
-    gate_up.push_back({expert + "gate_proj.weight", e, 0, F, D});
-    gate_up.push_back({expert + "up_proj.weight", e, width, F, D});
-    down.push_back({expert + "down_proj.weight", e, 0, D, F});
+    const std::int64_t expert = dense ? -1 : e;
+    gate_up.push_back({mlp_name(c, l, expert, Projection::kGate), e, 0, F, D});
+    gate_up.push_back({mlp_name(c, l, expert, Projection::kUp), e, width, F, D});
+    down.push_back({mlp_name(c, l, expert, Projection::kDown), e, 0, D, F});
   }
   p.gate_up = b.add(ours + "gate_up", ParamKind::kLinear, l, {E, 2 * width, D}, {width, width},
                     std::move(gate_up));
   p.down = b.add(ours + "down", ParamKind::kLinear, l, {E, D, width}, {D}, std::move(down));
+  p.width = width;
   return p;
 }
 
@@ -97,13 +103,29 @@ bool matches(const std::string& pattern, const std::string& name) {
 
 }  // namespace
 
+std::string router_name(const ModelConfig& c, std::int64_t layer) {
+  const char* mlp = c.family == Family::kMixtral ? "block_sparse_moe" : "mlp";
+  return fmt::format("model.layers.{}.{}.gate.weight", layer, mlp);
+}
+
+std::string mlp_name(const ModelConfig& c, std::int64_t layer, std::int64_t expert,
+                     Projection projection) {
+  const auto i = static_cast<std::size_t>(projection);
+  constexpr const char* kNames[] = {"gate_proj", "up_proj", "down_proj"};
+  constexpr const char* kMixtralNames[] = {"w1", "w3", "w2"};
+  if (expert < 0) return fmt::format("model.layers.{}.mlp.{}.weight", layer, kNames[i]);
+  if (c.family == Family::kMixtral)
+    return fmt::format("model.layers.{}.block_sparse_moe.experts.{}.{}.weight", layer, expert,
+                       kMixtralNames[i]);
+  return fmt::format("model.layers.{}.mlp.experts.{}.{}.weight", layer, expert, kNames[i]);
+}
+
 ParamTable build_param_table(const ModelConfig& c) {
   TableBuilder b;
   ParamTable& t = b.table;
   t.k_column = padded(c.num_heads * c.head_dim);
   t.v_column = t.k_column + padded(c.num_kv_heads * c.head_dim);
   t.qkv_rows = t.v_column + padded(c.num_kv_heads * c.head_dim);
-  t.expert_width = padded(c.moe_intermediate_size);
   t.embedding = b.add("embedding", ParamKind::kEmbedding, -1, {c.vocab_size, c.hidden_size}, {},
                       {{"model.embed_tokens.weight", 0, 0, c.vocab_size, c.hidden_size}});
   for (int l = 0; l < c.num_layers; ++l) t.layers.push_back(add_layer(b, c, l));

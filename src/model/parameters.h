@@ -16,7 +16,7 @@ enum class ParamKind {
   kEmbedding,  // [V, D]
   kNorm,       // [n]
   kRouter,     // [1, E, D], always BF16
-  kLinear,     // [E, N, K], FP8 where the precision says so
+  kLinear,     // [E, N, K] (dense: E = 1), FP8 where the precision says so
   kHead,       // [1, V, D], always BF16
 };
 
@@ -42,7 +42,9 @@ struct Param {
 
 struct LayerParams {
   int input_norm, qkv, q_norm, k_norm, o, post_norm, router, gate_up,
-      down;  // indices; -1 where absent
+      down;            // indices; -1 where absent
+  std::int64_t width;  // padded width of an expert, or of the dense MLP
+  bool dense() const { return router < 0; }
 };
 
 struct ParamTable {
@@ -50,11 +52,18 @@ struct ParamTable {
   std::vector<LayerParams> layers;
   int embedding = -1, final_norm = -1, head = -1;  // head == embedding when tied
   std::int64_t count = 0;                          // elements of a slab (padded)
-  // Columns of the fused q|k|v slab, and the padded expert width.
-  std::int64_t q_column = 0, k_column = 0, v_column = 0, qkv_rows = 0, expert_width = 0;
+  // Columns of the fused q|k|v slab.
+  std::int64_t q_column = 0, k_column = 0, v_column = 0, qkv_rows = 0;
 };
 
 ParamTable build_param_table(const ModelConfig& config);
+
+// Checkpoint names in a layer's MLP: its router, and a projection of an expert, or of the dense MLP
+// where `expert` is -1.
+enum class Projection { kGate, kUp, kDown };
+std::string router_name(const ModelConfig& config, std::int64_t layer);
+std::string mlp_name(const ModelConfig& config, std::int64_t layer, std::int64_t expert,
+                     Projection projection);
 
 // The view of parameter `p` in a slab (FP32 or BF16) laid out by the table.
 tensor::TensorView param_view(const ParamTable& table, const tensor::TensorView& slab, int p);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "model/rope.h"
 
 namespace lockstep::model {
 
@@ -90,12 +91,14 @@ void norm_rows_backward(const Matrix& x, const Matrix& w, double eps, const Matr
     rms_norm_backward(x.row(t), w.row(0), x.columns, eps, dy.row(t), dx.row(t), dw.row(0));
 }
 
-// Rotates the pair (i, i + K/2) by position * frequency[i]; direction -1 is the transpose.
-void rotate(double* x, std::int64_t K, std::int64_t position, const std::vector<double>& frequency,
-            double direction) {
+// Rotates the pair (i, i + K/2) by position * frequency[i], times the factor; direction -1 is the
+// transpose.
+void rotate(double* x, std::int64_t position, const ReferenceModel& model, double direction) {
+  const std::int64_t K = model.config.head_dim;
   for (std::int64_t i = 0; i < K / 2; ++i) {
-    const double angle = static_cast<double>(position) * frequency[i];
-    const double c = std::cos(angle), s = direction * std::sin(angle);
+    const double angle = static_cast<double>(position) * model.inverse_frequencies[i];
+    const double c = model.rope_factor * std::cos(angle);
+    const double s = model.rope_factor * direction * std::sin(angle);
     const double a = x[i], b = x[i + K / 2];
     x[i] = a * c - b * s;
     x[i + K / 2] = b * c + a * s;
@@ -107,47 +110,45 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 // Names of one layer's parameters and the sizes that everything below needs.
 struct Layer {
   const ReferenceModel& model;
-  std::string prefix;
+  std::int64_t index;
+  std::string prefix = fmt::format("model.layers.{}.", index);
   const ModelConfig& c = model.config;
   const ReferenceParams& params = model.params;
 
   std::string name(const std::string& what) const { return prefix + what + ".weight"; }
-  std::string expert(int e, const char* what) const {
-    return name(fmt::format("mlp.experts.{}.{}", e, what));
-  }
+  bool dense() const { return is_dense(c, index); }
+  std::string router() const { return router_name(c, index); }
+  std::string mlp(int expert, Projection which) const { return mlp_name(c, index, expert, which); }
   const Matrix& at(const std::string& what) const { return params.at(name(what)); }
 };
 
-// Heads of `raw`, normalised and rotated.
+// Heads of `raw`, normalised (each, or all together) and rotated.
 Matrix head_norm_rope(const Layer& l, const Matrix& raw, std::int64_t heads, const char* norm) {
   const std::int64_t K = l.c.head_dim;
   Matrix out = raw;
-  for (std::int64_t t = 0; t < raw.rows; ++t)
-    for (std::int64_t h = 0; h < heads; ++h) {
-      double* y = out.row(t) + h * K;
-      if (l.c.qk_norm)
-        rms_norm(raw.row(t) + h * K, l.at(norm).row(0), K, static_cast<double>(l.c.rms_eps), y);
-      rotate(y, K, t, l.model.inverse_frequencies, 1.0);
-    }
+  const std::int64_t width = l.c.qk_norm_whole ? heads * K : K;
+  for (std::int64_t t = 0; t < raw.rows; ++t) {
+    for (std::int64_t n = 0; l.c.qk_norm && n < heads * K; n += width)
+      rms_norm(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
+               out.row(t) + n);
+    for (std::int64_t h = 0; h < heads; ++h) rotate(out.row(t) + h * K, t, l.model, 1.0);
+  }
   return out;
 }
 
 Matrix head_norm_rope_backward(const Layer& l, const Matrix& raw, std::int64_t heads,
                                const char* norm, Matrix d_out, ReferenceParams& g) {
   const std::int64_t K = l.c.head_dim;
-  if (!l.c.qk_norm) {
-    for (std::int64_t t = 0; t < raw.rows; ++t)
-      for (std::int64_t h = 0; h < heads; ++h)
-        rotate(d_out.row(t) + h * K, K, t, l.model.inverse_frequencies, -1.0);
-    return d_out;
-  }
-  Matrix d_raw(raw.rows, raw.columns);
   for (std::int64_t t = 0; t < raw.rows; ++t)
-    for (std::int64_t h = 0; h < heads; ++h) {
-      rotate(d_out.row(t) + h * K, K, t, l.model.inverse_frequencies, -1.0);
-      rms_norm_backward(raw.row(t) + h * K, l.at(norm).row(0), K, static_cast<double>(l.c.rms_eps),
-                        d_out.row(t) + h * K, d_raw.row(t) + h * K, g.at(l.name(norm)).row(0));
-    }
+    for (std::int64_t h = 0; h < heads; ++h) rotate(d_out.row(t) + h * K, t, l.model, -1.0);
+  if (!l.c.qk_norm) return d_out;
+  Matrix d_raw(raw.rows, raw.columns);
+  const std::int64_t width = l.c.qk_norm_whole ? heads * K : K;
+  for (std::int64_t t = 0; t < raw.rows; ++t)
+    for (std::int64_t n = 0; n < heads * K; n += width)
+      rms_norm_backward(raw.row(t) + n, l.at(norm).row(0), width,
+                        static_cast<double>(l.c.rms_eps), d_out.row(t) + n, d_raw.row(t) + n,
+                        g.at(l.name(norm)).row(0));
   return d_raw;
 }
 
@@ -201,7 +202,7 @@ void attention_backward(const Layer& l, const ReferenceLayer& s, const Matrix& d
 
 void route_token(const Layer& l, ReferenceLayer& s, std::int64_t t, const int* forced) {
   const std::int64_t E = l.c.num_experts, C = l.c.router.top_k;
-  const auto z = multiply(l.at("mlp.gate"), s.h2.row(t));
+  const auto z = multiply(l.params.at(l.router()), s.h2.row(t));
   const double top = *std::max_element(z.begin(), z.end());
   double sum = 0;
   for (std::int64_t e = 0; e < E; ++e) sum += s.scores.row(t)[e] = std::exp(z[e] - top);
@@ -221,20 +222,25 @@ void route_token(const Layer& l, ReferenceLayer& s, std::int64_t t, const int* f
   }
 }
 
-// x += experts of h2
-void experts(const Layer& l, ReferenceLayer& s, Matrix& x) {
+// y += weight * the MLP of an expert (-1: the dense one) of token t; keeps what its backward needs.
+void mlp(const Layer& l, ReferenceLayer& s, std::int64_t t, int expert, double weight, double* y) {
+  s.gate.push_back(multiply(l.params.at(l.mlp(expert, Projection::kGate)), s.h2.row(t)));
+  s.up.push_back(multiply(l.params.at(l.mlp(expert, Projection::kUp)), s.h2.row(t)));
+  std::vector<double> a(s.gate.back().size());
+  for (std::size_t f = 0; f < a.size(); ++f)
+    a[f] = s.gate.back()[f] * sigmoid(s.gate.back()[f]) * s.up.back()[f];
+  s.down.push_back(multiply(l.params.at(l.mlp(expert, Projection::kDown)), a.data()));
+  axpy(weight, s.down.back().data(), y, s.h2.columns);
+}
+
+// x += experts, or the dense MLP, of h2
+void mlps(const Layer& l, ReferenceLayer& s, Matrix& x) {
   const std::int64_t C = l.c.router.top_k;
-  for (std::int64_t t = 0; t < x.rows; ++t)
-    for (std::int64_t i = 0; i < C; ++i) {
-      const int e = s.experts[t * C + i];
-      s.gate.push_back(multiply(l.params.at(l.expert(e, "gate_proj")), s.h2.row(t)));
-      s.up.push_back(multiply(l.params.at(l.expert(e, "up_proj")), s.h2.row(t)));
-      std::vector<double> a(s.gate.back().size());
-      for (std::size_t f = 0; f < a.size(); ++f)
-        a[f] = s.gate.back()[f] * sigmoid(s.gate.back()[f]) * s.up.back()[f];
-      s.down.push_back(multiply(l.params.at(l.expert(e, "down_proj")), a.data()));
-      axpy(s.weights[t * C + i], s.down.back().data(), x.row(t), x.columns);
-    }
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    if (l.dense()) mlp(l, s, t, -1, 1.0, x.row(t));
+    for (std::int64_t i = 0; i < C && !l.dense(); ++i)
+      mlp(l, s, t, s.experts[t * C + i], s.weights[t * C + i], x.row(t));
+  }
 }
 
 // Gradient of the softmax scores' logits from those of the chosen weights.
@@ -257,36 +263,45 @@ std::vector<double> router_backward(const Layer& l, const ReferenceLayer& s, std
   return dp;
 }
 
-void experts_backward(const Layer& l, const ReferenceLayer& s, const Matrix& dx, Matrix& dh2,
-                      ReferenceParams& g) {
+// `at`: which of the layer's calls of mlp(); dy is the gradient of its result, weighted already.
+void mlp_backward(const Layer& l, const ReferenceLayer& s, std::int64_t t, int expert,
+                  std::size_t at, const double* dy, double* dh2, ReferenceParams& g) {
+  const auto &gate = s.gate[at], &up = s.up[at];
+  std::vector<double> a(gate.size()), da(gate.size()), dgate(gate.size()), dup(gate.size());
+  for (std::size_t f = 0; f < a.size(); ++f) a[f] = gate[f] * sigmoid(gate[f]) * up[f];
+  const auto backward = [&](Projection which, const double* x, const double* d, double* d_x) {
+    const std::string name = l.mlp(expert, which);
+    multiply_backward(l.params.at(name), x, d, d_x, g.at(name));
+  };
+  backward(Projection::kDown, a.data(), dy, da.data());
+  for (std::size_t f = 0; f < a.size(); ++f) {
+    const double sg = sigmoid(gate[f]);
+    dup[f] = da[f] * gate[f] * sg;
+    dgate[f] = da[f] * up[f] * sg * (1 + gate[f] * (1 - sg));
+  }
+  backward(Projection::kGate, s.h2.row(t), dgate.data(), dh2);
+  backward(Projection::kUp, s.h2.row(t), dup.data(), dh2);
+}
+
+void mlps_backward(const Layer& l, const ReferenceLayer& s, const Matrix& dx, Matrix& dh2,
+                   ReferenceParams& g) {
   const std::int64_t C = l.c.router.top_k;
   for (std::int64_t t = 0; t < dx.rows; ++t) {
+    if (l.dense()) {
+      mlp_backward(l, s, t, -1, static_cast<std::size_t>(t), dx.row(t), dh2.row(t), g);
+      continue;
+    }
     std::vector<double> d_weights(static_cast<std::size_t>(C));
     for (std::int64_t i = 0; i < C; ++i) {
       const std::int64_t at = t * C + i;
-      const int e = s.experts[at];
       d_weights[i] = dot(dx.row(t), s.down[at].data(), dx.columns);
       std::vector<double> dy(dx.row(t), dx.row(t) + dx.columns);
       for (double& d : dy) d *= s.weights[at];
-      const auto &gate = s.gate[at], &up = s.up[at];
-      std::vector<double> a(gate.size()), da(gate.size()), dgate(gate.size()), dup(gate.size());
-      for (std::size_t f = 0; f < a.size(); ++f) a[f] = gate[f] * sigmoid(gate[f]) * up[f];
-      const auto backward = [&](const char* what, const double* x, const double* d, double* d_x) {
-        const std::string name = l.expert(e, what);
-        multiply_backward(l.params.at(name), x, d, d_x, g.at(name));
-      };
-      backward("down_proj", a.data(), dy.data(), da.data());
-      for (std::size_t f = 0; f < a.size(); ++f) {
-        const double sg = sigmoid(gate[f]);
-        dup[f] = da[f] * gate[f] * sg;
-        dgate[f] = da[f] * up[f] * sg * (1 + gate[f] * (1 - sg));
-      }
-      backward("gate_proj", s.h2.row(t), dgate.data(), dh2.row(t));
-      backward("up_proj", s.h2.row(t), dup.data(), dh2.row(t));
+      mlp_backward(l, s, t, s.experts[at], static_cast<std::size_t>(at), dy.data(), dh2.row(t), g);
     }
     const auto dz = router_backward(l, s, t, d_weights);
-    multiply_backward(l.at("mlp.gate"), s.h2.row(t), dz.data(), dh2.row(t),
-                      g.at(l.name("mlp.gate")));
+    multiply_backward(l.params.at(l.router()), s.h2.row(t), dz.data(), dh2.row(t),
+                      g.at(l.router()));
   }
 }
 
@@ -306,10 +321,12 @@ ReferenceLayer forward_layer(const Layer& l, Matrix& x, const int* forced) {
   axpy(1.0, o.row(0), x.row(0), x.rows * x.columns);
   s.x2 = x;
   s.h2 = norm_rows(x, l.at("post_attention_layernorm"), eps);
-  s.scores = Matrix(x.rows, l.c.num_experts);
-  for (std::int64_t t = 0; t < x.rows; ++t)
-    route_token(l, s, t, forced ? forced + t * l.c.router.top_k : nullptr);
-  experts(l, s, x);
+  if (!l.dense()) {
+    s.scores = Matrix(x.rows, l.c.num_experts);
+    for (std::int64_t t = 0; t < x.rows; ++t)
+      route_token(l, s, t, forced ? forced + t * l.c.router.top_k : nullptr);
+  }
+  mlps(l, s, x);
   return s;
 }
 
@@ -320,7 +337,7 @@ void backward_layer(const Layer& l, const ReferenceLayer& s, Matrix& dx, Referen
     linear_backward(l.at(what), x, dy, d_x, g.at(l.name(what)));
   };
   Matrix dh2(dx.rows, dx.columns), dh1(dx.rows, dx.columns);
-  experts_backward(l, s, dx, dh2, g);
+  mlps_backward(l, s, dx, dh2, g);
   norm_rows_backward(s.x2, l.at("post_attention_layernorm"), eps, dh2, dx,
                      g.at(l.name("post_attention_layernorm")));
   Matrix d_attention(s.attention.rows, s.attention.columns), dq(s.q.rows, s.q.columns),
@@ -337,10 +354,6 @@ void backward_layer(const Layer& l, const ReferenceLayer& s, Matrix& dx, Referen
 
 const char* head_name(const ModelConfig& c) {
   return c.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-}
-
-Layer layer_of(const ReferenceModel& model, std::size_t l) {
-  return {model, fmt::format("model.layers.{}.", l)};
 }
 
 }  // namespace
@@ -368,18 +381,14 @@ ReferenceParams reference_params(const Weights& weights, const tensor::TensorVie
 }
 
 ReferenceModel reference_model(const Weights& weights) {
-  ReferenceModel model{weights.config, reference_params(weights), {}};
-  const auto K = static_cast<double>(weights.config.head_dim);
-  for (std::int64_t i = 0; i < weights.config.head_dim / 2; ++i)
-    model.inverse_frequencies.push_back(
-        std::pow(weights.config.rope_theta, -2.0 * static_cast<double>(i) / K));
-  return model;
+  const RopeFrequencies rope = rope_frequencies(weights.config);
+  return {weights.config, reference_params(weights), rope.inverse, rope.factor};
 }
 
 ReferencePass reference_forward(const ReferenceModel& model,
                                 const std::vector<std::int32_t>& tokens,
                                 const ReferenceRouting* routing, std::int64_t first_token) {
-  const auto& [c, params, frequencies] = model;
+  const auto& [c, params, frequencies, factor] = model;
   LOCKSTEP_CHECK(static_cast<std::int64_t>(frequencies.size()) == c.head_dim / 2,
                  "{} rotary frequencies for heads of {}", frequencies.size(), c.head_dim);
   LOCKSTEP_CHECK(c.router.score == ops::RouterScore::kSoftmax && c.router.groups == 1,
@@ -392,8 +401,10 @@ ReferencePass reference_forward(const ReferenceModel& model,
     std::copy_n(embedding.row(tokens[t]), x.columns, x.row(t));
   for (std::int64_t l = 0; l < c.num_layers; ++l)
     pass.layers.push_back(
-        forward_layer(layer_of(model, l), x,
-                      routing ? routing->at(l).data() + first_token * c.router.top_k : nullptr));
+        forward_layer({model, l}, x,
+                      routing && !is_dense(c, l)
+                          ? routing->at(l).data() + first_token * c.router.top_k
+                          : nullptr));
   pass.hidden = norm_rows(x, params.at("model.norm.weight"), static_cast<double>(c.rms_eps));
   pass.x_final = std::move(x);
   pass.logits = linear(params.at(head_name(c)), pass.hidden);
@@ -411,7 +422,7 @@ void reference_backward(const ReferenceModel& model, const ReferencePass& pass,
   norm_rows_backward(pass.x_final, params.at("model.norm.weight"), static_cast<double>(c.rms_eps),
                      d_hidden, dx, g.at("model.norm.weight"));
   for (std::size_t l = pass.layers.size(); l-- > 0;)
-    backward_layer(layer_of(model, l), pass.layers[l], dx, g);
+    backward_layer({model, static_cast<std::int64_t>(l)}, pass.layers[l], dx, g);
   for (std::int64_t t = 0; t < dx.rows; ++t)
     axpy(1.0, dx.row(t), g.at("model.embed_tokens.weight").row(pass.tokens[t]), dx.columns);
 }

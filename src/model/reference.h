@@ -1,7 +1,8 @@
 // The model once more, in double precision on plain arrays, written from the maths alone: the
 // oracle of the golden tests and of the engine's error bounds. Slow on purpose; shares no
-// arithmetic with ops/. Qwen3-MoE: pre-norm decoder, grouped-query attention with QK-norm and
-// rotary embedding (half rotation), softmax router with normalised top-k weights, SwiGLU experts.
+// arithmetic with ops/. Pre-norm decoder, grouped-query attention with or without QK-norm and with
+// rotary embedding (half rotation), softmax router with top-k weights, SwiGLU experts or one dense
+// MLP.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,7 @@ struct ReferenceModel {
   // theta^(-2i/K) for the pair (i, i + K/2). Data, because a PyTorch model that was converted to
   // BF16 and back computes with frequencies rounded to BF16, as the golden files did.
   std::vector<double> inverse_frequencies;
+  double rope_factor = 1;  // of cos and sin
 };
 ReferenceModel reference_model(const Weights& weights);
 
@@ -40,7 +42,7 @@ ReferenceModel reference_model(const Weights& weights);
 // function reads gradients and masters. An empty view reads weights.slab.
 ReferenceParams reference_params(const Weights& weights, const tensor::TensorView& slab = {});
 
-// Which experts each token takes: [token * top_k + slot], by layer.
+// Which experts each token takes: [token * top_k + slot], by layer; of a dense layer nothing.
 using ReferenceRouting = std::vector<std::vector<int>>;
 
 // What one layer leaves for its backward.
@@ -48,7 +50,7 @@ struct ReferenceLayer {
   ReferenceMatrix x1, h1, q_raw, k_raw, q, k, v, probabilities, attention, x2, h2, scores;
   std::vector<int> experts;
   std::vector<double> weights;                      // of the chosen experts
-  std::vector<std::vector<double>> gate, up, down;  // by (token, slot)
+  std::vector<std::vector<double>> gate, up, down;  // by (token, slot); dense: by token
 };
 
 struct ReferencePass {

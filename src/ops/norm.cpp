@@ -1,6 +1,7 @@
 #include "ops/norm.h"
 
 #include <cmath>
+#include <vector>
 
 #include "ops/cpu/norm.h"
 #include "ops/cuda/call.h"
@@ -47,22 +48,31 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
 
 void rope_table(double theta, const TensorView& cos_PK, const TensorView& sin_PK) {
   require(cos_PK, DType::kFp32, {-1, -1}, "rope_table: cos");
+  LOCKSTEP_CHECK(theta > 0, "rope_table: theta {}", theta);
+  const std::int64_t half = cos_PK.dim(1);
+  std::vector<double> inverse_frequencies;
+  for (std::int64_t i = 0; i < half; ++i)
+    inverse_frequencies.push_back(
+        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(2 * half)));
+  rope_table(inverse_frequencies, 1.0, cos_PK, sin_PK);
+}
+
+void rope_table(std::span<const double> inverse_frequencies, double factor,
+                const TensorView& cos_PK, const TensorView& sin_PK) {
+  const auto half = static_cast<std::int64_t>(inverse_frequencies.size());
+  require(cos_PK, DType::kFp32, {-1, half}, "rope_table: cos");
   require(sin_PK, DType::kFp32, cos_PK.shape, "rope_table: sin");
   LOCKSTEP_CHECK(cos_PK.on_host() && sin_PK.on_host(),
                  "rope_table: the tables are made on the CPU");
-  LOCKSTEP_CHECK(theta > 0, "rope_table: theta {}", theta);
-  const std::int64_t P = cos_PK.dim(0), half = cos_PK.dim(1);
+  const std::int64_t P = cos_PK.dim(0);
   auto* c = cos_PK.as<float>();
   auto* s = sin_PK.as<float>();
-  for (std::int64_t i = 0; i < half; ++i) {
-    const double inv_freq =
-        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(2 * half));
+  for (std::int64_t i = 0; i < half; ++i)
     for (std::int64_t p = 0; p < P; ++p) {
-      const double angle = static_cast<double>(p) * inv_freq;
-      c[p * half + i] = static_cast<float>(std::cos(angle));
-      s[p * half + i] = static_cast<float>(std::sin(angle));
+      const double angle = static_cast<double>(p) * inverse_frequencies[i];
+      c[p * half + i] = static_cast<float>(std::cos(angle) * factor);
+      s[p * half + i] = static_cast<float>(std::sin(angle) * factor);
     }
-  }
 }
 
 namespace {

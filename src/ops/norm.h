@@ -2,6 +2,8 @@
 // 11).
 #pragma once
 
+#include <span>
+
 #include "ops/operand.h"
 
 namespace lockstep::ops {
@@ -21,6 +23,10 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
 // cos and sin of p * theta^(-2i/K) for position p and pair i < K/2, in double, rounded to FP32;
 // [P, K/2] each, on the CPU.
 void rope_table(double theta, const TensorView& cos_PK, const TensorView& sin_PK);
+
+// The same of p * inverse_frequencies[i], both times `factor`.
+void rope_table(std::span<const double> inverse_frequencies, double factor,
+                const TensorView& cos_PK, const TensorView& sin_PK);
 
 // A projection's heads inside a wider row: head j of token t is at x[t * row_stride + column + j *
 // K].

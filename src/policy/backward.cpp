@@ -93,90 +93,154 @@ TensorView balance_gradient(const Context& ctx, const ModelConfig& c, const Laye
   return d_score_E;
 }
 
-// dx_TD: gradient of the layer's x_out and delta_out (one sum feeds both); on return the gradient
-// of its x and delta.
-void backward_layer(const Context& ctx, const ModelView& model, int layer,
-                    const model::ForwardBatch& batch, const LayerSaved& s, const Segments& dense,
-                    const BalanceLoss* balance, const TensorView& balance_value_1,
-                    const TensorView& dx_TD, const TensorView& grads,
-                    const model::PassCounters& counters) {
-  const ModelConfig& c = model.weights->config;
-  const model::ParamTable& table = model.weights->table;
-  const LayerParams& p = table.layers[layer];
-  const std::int64_t T = dx_TD.dim(0), D = c.hidden_size, H = c.num_heads, J = c.num_kv_heads,
-                     K = c.head_dim;
-  const std::int64_t E = c.num_experts, C = c.router.top_k, M = T * C, F = table.expert_width;
-  const TensorView none;
-  const auto weight = [&](int i) { return i < 0 ? TensorView{} : model.weights->view(i); };
-  const auto grad = [&](int i) {
-    return i < 0 ? TensorView{} : model::param_view(table, grads, i);
-  };
+// What the parts of one layer's backward share.
+struct LayerBackward {
+  const Context& ctx;
+  const ModelView& model;
+  const model::ForwardBatch& batch;
+  int layer;
+  const LayerSaved& s;
+  const Segments& dense;
+  const TensorView& grads;
+  const model::PassCounters& counters;
 
-  ArenaScope scratch(*ctx.workspace);
-  const auto bf16 = [&](const Shape& shape) { return ctx.workspace->take(DType::kBf16, shape); };
-  const auto fp32 = [&](const Shape& shape) { return ctx.workspace->take(DType::kFp32, shape); };
-
-  // 2. experts
-  const TensorView d_down_MD = bf16({M, D}), d_weights_TC = fp32({T, C});
-  ops::combine_backward(ctx, dx_TD, s.down_MD, s.weights_TC, s.row_TC, d_down_MD, d_weights_TC);
-  const TensorView& offsets = s.segments.offsets_E1;
-  const TensorView d_activation_MF = bf16({M, F}), d_routed_MD = bf16({M, D});
-  linear_backward(ctx, model, p.down, d_down_MD, {s.activation_MF, s.activation_columns},
-                  s.segments, offsets, d_activation_MF, grads,
-                  counters.group(model::kExpertActivation));
-  const SavedInput routed{s.routed_MD, s.routed_columns};
-  if (model.quantized->fp8[p.gate_up]) {
-    const Fp8Gradient dy = take_gradient(ctx, model, M, 2 * F, s.segments);
-    ops::swiglu_backward_quantize(ctx, s.gate_up_MF, d_activation_MF, s.segments,
-                                  model.quantized->precision.activation_pow2, none, dy.rows,
-                                  &dy.columns, counters.group(model::kExpertInput));
-    fp8_linear_backward(ctx, model, p.gate_up, dy, routed, s.segments, offsets, d_routed_MD, grads);
-  } else {
-    const TensorView d_gate_up_MF = bf16({M, 2 * F});
-    ops::swiglu_backward(ctx, s.gate_up_MF, d_activation_MF, d_gate_up_MF);
-    linear_backward(ctx, model, p.gate_up, d_gate_up_MF, routed, s.segments, offsets, d_routed_MD,
-                    grads, nullptr);
+  const ModelConfig& config() const { return model.weights->config; }
+  const LayerParams& params() const { return model.weights->table.layers[layer]; }
+  TensorView weight(int p) const { return p < 0 ? TensorView{} : model.weights->view(p); }
+  TensorView grad(int p) const {
+    return p < 0 ? TensorView{} : model::param_view(model.weights->table, grads, p);
   }
+  TensorView bf16(const Shape& shape) const { return ctx.workspace->take(DType::kBf16, shape); }
+  TensorView fp32(const Shape& shape) const { return ctx.workspace->take(DType::kFp32, shape); }
+};
+
+// From d_down_MD to the gradient of gate|up's input, over the segments' rows (offsets_E1 empty: one
+// expert has all rows).
+void mlp_backward(const LayerBackward& l, const TensorView& d_down_MD, const SavedInput& x,
+                  const Segments& segments, const TensorView& offsets_E1,
+                  const TensorView& dx_MD) {
+  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
+  const LayerParams& p = l.params();
+  const std::int64_t M = d_down_MD.dim(0), F = p.width;
+  const TensorView d_activation_MF = l.bf16({M, F});
+  linear_backward(ctx, model, p.down, d_down_MD, {s.activation_MF, s.activation_columns}, segments,
+                  offsets_E1, d_activation_MF, grads, counters.group(model::kExpertActivation));
+  if (model.quantized->fp8[p.gate_up]) {
+    const Fp8Gradient dy = take_gradient(ctx, model, M, 2 * F, segments);
+    ops::swiglu_backward_quantize(ctx, s.gate_up_MF, d_activation_MF, segments,
+                                  model.quantized->precision.activation_pow2, {}, dy.rows,
+                                  &dy.columns, counters.group(model::kExpertInput));
+    fp8_linear_backward(ctx, model, p.gate_up, dy, x, segments, offsets_E1, dx_MD, grads);
+  } else {
+    const TensorView d_gate_up_MF = l.bf16({M, 2 * F});
+    ops::swiglu_backward(ctx, s.gate_up_MF, d_activation_MF, d_gate_up_MF);
+    linear_backward(ctx, model, p.gate_up, d_gate_up_MF, x, segments, offsets_E1, dx_MD, grads,
+                    nullptr);
+  }
+}
+
+// d_h2_TD from the gradient of the layer's output.
+void experts_backward(const LayerBackward& l, const BalanceLoss* balance,
+                      const TensorView& balance_value_1, const TensorView& dx_TD,
+                      const TensorView& d_h2_TD) {
+  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
+  const ModelConfig& c = l.config();
+  const LayerParams& p = l.params();
+  const std::int64_t T = dx_TD.dim(0), D = c.hidden_size, E = c.num_experts, C = c.router.top_k,
+                     M = T * C;
+  const TensorView none;
+  const TensorView d_down_MD = l.bf16({M, D}), d_weights_TC = l.fp32({T, C});
+  ops::combine_backward(ctx, dx_TD, s.down_MD, s.weights_TC, s.row_TC, d_down_MD, d_weights_TC);
+  const TensorView d_routed_MD = l.bf16({M, D});
+  mlp_backward(l, d_down_MD, {s.routed_MD, s.routed_columns}, s.segments, s.segments.offsets_E1,
+               d_routed_MD);
 
   const TensorView d_score_E = balance != nullptr && balance->coefficient != 0
                                    ? balance_gradient(ctx, c, s, *balance, balance_value_1)
                                    : none;
-  const TensorView d_logits_TE = fp32({T, E}), d_logits_bf16_TE = bf16({T, E}),
-                   d_h2_router_TD = bf16({T, D});
+  const TensorView d_logits_TE = l.fp32({T, E}), d_logits_bf16_TE = l.bf16({T, E}),
+                   d_h2_router_TD = l.bf16({T, D});
   ops::router_backward(ctx, s.logits_TE, s.experts_TC, d_weights_TC, d_score_E, c.router,
                        d_logits_TE);
   ops::cast(ctx, d_logits_TE, d_logits_bf16_TE);
-  ops::bf16_gemm(ctx, d_logits_bf16_TE, weight(p.router), ops::BLayout::kKN, none, d_h2_router_TD);
-  ops::bf16_weight_gradient(ctx, d_logits_bf16_TE, s.h2_TD, dense.offsets_E1, true, grad(p.router));
-  const TensorView d_h2_TD = bf16({T, D});
+  ops::bf16_gemm(ctx, d_logits_bf16_TE, l.weight(p.router), ops::BLayout::kKN, none,
+                 d_h2_router_TD);
+  ops::bf16_weight_gradient(ctx, d_logits_bf16_TE, s.h2_TD, dense.offsets_E1, true,
+                            l.grad(p.router));
   ops::permute_backward(ctx, d_routed_MD, s.row_TC, d_h2_router_TD, none, d_h2_TD);
-  ops::rms_norm_backward(ctx, d_h2_TD, dx_TD, s.x2_TD, weight(p.post_norm), s.rstd2_T, dx_TD,
-                         grad(p.post_norm));
+}
 
-  // 1. attention
-  const TensorView d_attention_TN = bf16({T, H * K});
+// project_heads of the forward, backward: into `column` of d_qkv_TN.
+void project_heads_backward(const LayerBackward& l, const TensorView& d_out_THK,
+                            std::int64_t column, int norm, const TensorView& rstd,
+                            const TensorView& d_qkv_TN) {
+  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
+  const ModelConfig& c = l.config();
+  if (norm < 0 || !c.qk_norm_whole) {
+    ops::head_norm_rope_backward(ctx, d_out_THK, {s.qkv_TN, column}, l.weight(norm),
+                                 batch.positions_T, model.cos_PK, model.sin_PK, rstd,
+                                 {d_qkv_TN, column}, l.grad(norm));
+    return;
+  }
+  ArenaScope scratch(*ctx.workspace);
+  const std::int64_t T = d_out_THK.dim(0), N = d_out_THK.dim(1) * d_out_THK.dim(2);
+  const TensorView none, x_TN = l.bf16({T, N}), d_TN = l.bf16({T, N});
+  ops::head_norm_rope(ctx, {s.qkv_TN, column}, none, c.rms_eps, batch.positions_T, none, none, none,
+                      x_TN.reshape(d_out_THK.shape));
+  ops::head_norm_rope_backward(ctx, d_out_THK, {x_TN, 0}, none, batch.positions_T, model.cos_PK,
+                               model.sin_PK, none, {d_TN, 0}, none);
+  const TensorView dx_TN = l.bf16({T, N});
+  ops::rms_norm_backward(ctx, d_TN, none, x_TN, l.weight(norm), rstd, dx_TN, l.grad(norm));
+  ops::head_norm_rope_backward(ctx, dx_TN.reshape(d_out_THK.shape), {s.qkv_TN, column}, none,
+                               batch.positions_T, none, none, none, {d_qkv_TN, column}, none);
+}
+
+// dx_TD: gradient of the residual stream behind the attention in, of the one before out.
+void attention_part_backward(const LayerBackward& l, const TensorView& dx_TD) {
+  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
+  const ModelConfig& c = l.config();
+  const model::ParamTable& table = model.weights->table;
+  const LayerParams& p = l.params();
+  const std::int64_t T = dx_TD.dim(0), D = c.hidden_size, H = c.num_heads, J = c.num_kv_heads,
+                     K = c.head_dim;
+  const TensorView none;
+  const TensorView d_attention_TN = l.bf16({T, H * K});
   linear_backward(ctx, model, p.o, dx_TD,
                   {s.attention_THK.reshape({T, H * K}), s.attention_columns}, dense, none,
                   d_attention_TN, grads, counters.group(model::kAttentionOutput));
-  const TensorView dq_THK = bf16({T, H, K}), dk_TJK = bf16({T, J, K}), dv_TJK = bf16({T, J, K});
+  const TensorView dq_THK = l.bf16({T, H, K}), dk_TJK = l.bf16({T, J, K}),
+                   dv_TJK = l.bf16({T, J, K});
   const double scale = 1.0 / std::sqrt(static_cast<double>(K));
   ops::attention_backward(ctx, s.q_THK, s.k_TJK, s.v_TJK, s.attention_THK, s.lse2_TH,
                           d_attention_TN.reshape({T, H, K}), batch.attention, scale, dq_THK, dk_TJK,
                           dv_TJK);
-  const TensorView d_qkv_TN = bf16({T, table.qkv_rows}), d_h1_TD = bf16({T, D});
+  const TensorView d_qkv_TN = l.bf16({T, table.qkv_rows}), d_h1_TD = l.bf16({T, D});
   tensor::fill_bytes(ctx, d_qkv_TN, 0);  // the padding stays zero
-  ops::head_norm_rope_backward(ctx, dq_THK, {s.qkv_TN, table.q_column}, weight(p.q_norm),
-                               batch.positions_T, model.cos_PK, model.sin_PK, s.q_rstd_TH,
-                               {d_qkv_TN, table.q_column}, grad(p.q_norm));
-  ops::head_norm_rope_backward(ctx, dk_TJK, {s.qkv_TN, table.k_column}, weight(p.k_norm),
-                               batch.positions_T, model.cos_PK, model.sin_PK, s.k_rstd_TJ,
-                               {d_qkv_TN, table.k_column}, grad(p.k_norm));
+  project_heads_backward(l, dq_THK, table.q_column, p.q_norm, s.q_rstd_TH, d_qkv_TN);
+  project_heads_backward(l, dk_TJK, table.k_column, p.k_norm, s.k_rstd_TJ, d_qkv_TN);
   ops::head_norm_rope_backward(ctx, dv_TJK, {s.qkv_TN, table.v_column}, none, batch.positions_T,
                                none, none, none, {d_qkv_TN, table.v_column}, none);
   linear_backward(ctx, model, p.qkv, d_qkv_TN, {s.h1_TD, s.h1_columns}, dense, none, d_h1_TD, grads,
                   counters.group(model::kAttentionInput));
-  ops::rms_norm_backward(ctx, d_h1_TD, dx_TD, s.x1_TD, weight(p.input_norm), s.rstd1_T, dx_TD,
-                         grad(p.input_norm));
+  ops::rms_norm_backward(ctx, d_h1_TD, dx_TD, s.x1_TD, l.weight(p.input_norm), s.rstd1_T, dx_TD,
+                         l.grad(p.input_norm));
+}
+
+// dx_TD: gradient of the layer's x_out and delta_out (one sum feeds both); on return the gradient
+// of its x and delta.
+void backward_layer(const LayerBackward& l, const BalanceLoss* balance,
+                    const TensorView& balance_value_1, const TensorView& dx_TD) {
+  ArenaScope scratch(*l.ctx.workspace);
+  const LayerSaved& s = l.s;
+  const LayerParams& p = l.params();
+  const TensorView d_h2_TD = l.bf16(dx_TD.shape);
+  if (p.dense())
+    mlp_backward(l, dx_TD, {s.h2_TD, s.h2_columns}, l.dense, {}, d_h2_TD);
+  else
+    experts_backward(l, balance, balance_value_1, dx_TD, d_h2_TD);
+  ops::rms_norm_backward(l.ctx, d_h2_TD, dx_TD, s.x2_TD, l.weight(p.post_norm), s.rstd2_T, dx_TD,
+                         l.grad(p.post_norm));
+  attention_part_backward(l, dx_TD);
 }
 
 }  // namespace
@@ -206,8 +270,8 @@ void backward(const Context& ctx, const ModelView& model, const model::ForwardBa
                     &again, sink.arena, {}, x_out, delta_out);
       saved = &again;
     }
-    backward_layer(ctx, model, l, batch, *saved, sink.dense, balance, balance_value_1, dx_TD, grads,
-                   counters);
+    backward_layer({ctx, model, batch, l, *saved, sink.dense, grads, counters}, balance,
+                   balance_value_1, dx_TD);
     sink.arena->release(mark);
   }
   ops::embedding_backward(ctx, batch.tokens_T, dx_TD,

@@ -75,9 +75,10 @@ void fp8_metrics(const Policy& p, std::map<std::string, double>& metrics) {
 void moe_metrics(const Policy& p, std::map<std::string, double>& metrics) {
   const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
   const auto E = static_cast<std::size_t>(p.weights->config.num_experts);
-  double worst = 0, imbalance = 0, dead = 0;
-  const std::size_t layers = rows.size() / E;
-  for (std::size_t l = 0; l < layers; ++l) {
+  double worst = 0, imbalance = 0, dead = 0, layers = 0;
+  for (std::size_t l = 0; l < p.weights->table.layers.size(); ++l) {
+    if (rows.empty() || p.weights->table.layers[l].dense()) continue;
+    ++layers;
     const std::int64_t* rows_E = rows.data() + l * E;
     double sum = 0, square = 0, top = 0;
     for (std::size_t e = 0; e < E; ++e) {
@@ -91,7 +92,7 @@ void moe_metrics(const Policy& p, std::map<std::string, double>& metrics) {
     imbalance += std::sqrt(std::max(0.0, square / static_cast<double>(E) - mean * mean)) / mean;
   }
   metrics["moe/max_load_over_mean"] = worst;
-  metrics["moe/load_cv"] = layers == 0 ? 0 : imbalance / static_cast<double>(layers);
+  metrics["moe/load_cv"] = layers == 0 ? 0 : imbalance / layers;
   metrics["moe/idle_experts"] = dead;
   metrics["moe/aux_loss"] = p.aux_loss;
 }
@@ -102,7 +103,8 @@ void update_router_bias(Policy& p) {
   const std::vector<std::int64_t>& rows = p.forward_stats.expert_rows;
   const Tensor host = tensor::to_host(p.weights->router_bias);
   float* bias = host.as<float>();
-  for (std::size_t l = 0; l < rows.size() / E; ++l) {
+  for (std::size_t l = 0; l < p.weights->table.layers.size(); ++l) {
+    if (rows.empty() || p.weights->table.layers[l].dense()) continue;
     std::int64_t sum = 0;
     for (std::size_t e = 0; e < E; ++e) sum += rows[l * E + e];
     for (std::size_t e = 0; e < E; ++e) {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "gpu/gpu_test.h"
+#include "model/families.h"
 #include "policy/tiny_model.h"
 #include "rollout/engine.h"
 #include "rollout/tiny_model.h"
@@ -35,8 +36,9 @@ std::string bytes(const tensor::TensorView& view) {
 }
 
 // Three optimizer steps of two micro-batches.
-Trained train(const tensor::Context& ctx, const PolicyOptions& options) {
-  auto weights = tiny_weights();
+Trained train(const tensor::Context& ctx, const PolicyOptions& options,
+              const model::ModelConfig& config = tiny_config()) {
+  auto weights = tiny_weights(1, config);
   model::move_to(ctx, *weights);
   Policy p = make_policy(ctx, weights, options);
   Trained out;
@@ -83,6 +85,19 @@ TEST_F(ModelGpu, TrainsToTheSameBits) {
   }
 }
 
+TEST_F(ModelGpu, EveryFamilyTrainsToTheSameBits) {
+  for (const model::FamilyCase& f : model::family_cases(tiny_config()))
+    for (const bool fp8 : {false, true}) {
+      PolicyOptions options;
+      options.precision = precision_of(fp8);
+      options.aux_loss_coeff = 0.01;
+      options.bias_update_rate = 0.001;
+      options.activation_checkpointing = fp8;
+      expect_equal(train(cpu, options, f.config), train(gpu, options, f.config),
+                   fmt::format("{}, fp8 {}", f.name, fp8));
+    }
+}
+
 TEST_F(ModelGpu, RecomputingAndShortMomentsGiveTheSameBits) {
   PolicyOptions options;
   options.precision = precision_of(true);
@@ -125,8 +140,10 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
 
 // Answers of one set of requests under these options.
 std::vector<data::Trajectory> generate(const tensor::Context& ctx, const rollout::Options& options,
-                                       int requests, std::int64_t* graph_steps = nullptr) {
-  model::Weights weights = model::make_weights(rollout::test::tiny_config(128));
+                                       int requests, std::int64_t* graph_steps = nullptr,
+                                       const model::ModelConfig& config =
+                                           rollout::test::tiny_config(128)) {
+  model::Weights weights = model::make_weights(config);
   model::initialize(weights, 1);
   model::move_to(ctx, weights);
   const auto quantized = model::quantized_for(ctx, weights, precision_of(true));
@@ -145,6 +162,18 @@ void expect_equal(const std::vector<data::Trajectory>& a, const std::vector<data
   for (std::size_t i = 0; i < a.size(); ++i)
     different += a[i].response != b[i].response || a[i].logprobs != b[i].logprobs;
   EXPECT_EQ(different, 0) << what << ": of " << a.size() << " answers";
+}
+
+TEST_F(ModelGpu, EveryFamilyGivesTheSameAnswers) {
+  for (const model::FamilyCase& f : model::family_cases(rollout::test::tiny_config(128))) {
+    rollout::Options o;
+    o.max_num_seqs = 32;
+    o.prefill_chunk = 7;
+    std::int64_t graph_steps = 0;
+    const auto answers = generate(gpu, o, 64, &graph_steps, f.config);
+    expect_equal(generate(cpu, o, 64, nullptr, f.config), answers, f.name);
+    EXPECT_GT(graph_steps, 0) << f.name;
+  }
 }
 
 TEST_F(ModelGpu, AnswersDoNotDependOnBatchChunksPagesOrGraphs) {

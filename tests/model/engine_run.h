@@ -51,6 +51,10 @@ inline EngineRun run_engine(Weights& weights, const Precision& precision,
   EngineRun run;
   run.logits_TV.assign(logits_TV.as<float>(), logits_TV.as<float>() + T * V);
   for (const LayerSaved& layer : sink.layers) {
+    if (!layer.experts_TC) {  // dense
+      run.routing.emplace_back();
+      continue;
+    }
     const std::int32_t* experts = layer.experts_TC.as<std::int32_t>();
     run.routing.emplace_back(experts, experts + layer.experts_TC.count());
   }

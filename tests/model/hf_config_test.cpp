@@ -1,5 +1,8 @@
 #include "model/hf_config.h"
 
+#include "model/families.h"
+#include "model/rope.h"
+#include "model/small_checkpoint.h"
 #include "model/strict_json.h"
 #include "model/temp_folder.h"
 
@@ -104,7 +107,7 @@ TEST(HfConfig, survives_writing_and_reading) {
 
 TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
   const std::vector<std::pair<const char*, json>> rows = {
-      {"architectures", {"LlamaForCausalLM"}},
+      {"architectures", {"DeepseekV3ForCausalLM"}},
       {"architectures", "Qwen3MoeForCausalLM"},
       {"architectures", json::array()},
       {"architectures", nullptr},
@@ -116,12 +119,24 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
       {"layer_types", {"full_attention", "sliding_attention"}},
       {"rope_scaling", {{"type", "yarn"}}},
       {"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e6}}},
+      {"rope_parameters", {{"rope_type", "dynamic"}, {"rope_theta", 1e6}, {"factor", 2}}},
+      {"rope_parameters", {{"rope_type", "longrope"}, {"rope_theta", 1e6}, {"factor", 2}}},
+      {"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 1e6}, {"factor", 0}}},
+      {"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 1e6}, {"factor", -2}}},
+      {"rope_parameters",
+       {{"rope_type", "linear"}, {"rope_theta", 1e6}, {"factor", 2}, {"surprise", 1}}},
+      {"rope_parameters", {{"rope_type", "llama3"}, {"rope_theta", 1e6}, {"factor", 2}}},
       {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}, {"factor", 2}}},
       {"rope_parameters", {{"rope_type", "default"}}},
       {"rope_parameters", 7},
       {"rope_theta", 1e4},
-      {"mlp_only_layers", {0}},
-      {"decoder_sparse_step", 2},
+      {"mlp_only_layers", {2}},
+      {"mlp_only_layers", {-1}},
+      {"mlp_only_layers", {0, 0}},
+      {"mlp_only_layers", {0.5}},
+      {"mlp_only_layers", 1},
+      {"decoder_sparse_step", 0},
+      {"decoder_sparse_step", -1},
       {"quantization_config", {{"quant_method", "fp8"}}},
       {"auto_map", {{"AutoModel", "x.Y"}}},
       {"dtype", "float8_e4m3fn"},
@@ -129,6 +144,156 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
       {"surprise", 1},
   };
   for (const auto& [key, value] : rows) expect_key_refused(key, value);
+}
+
+json golden(const char* family) {
+  return read_json_file(std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family / "config.json");
+}
+
+json llama() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"vocab_size", 100},
+          {"hidden_size", 64},
+          {"intermediate_size", 96},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"max_position_embeddings", 128},
+          {"rms_norm_eps", 1e-5},
+          {"mlp_bias", false},
+          {"pretraining_tp", 1}};
+}
+
+TEST(HfConfig, reads_mixtral) {
+  const ModelConfig c = parse(golden("mixtral"));
+  EXPECT_EQ(c.family, Family::kMixtral);
+  EXPECT_EQ(c.head_dim, 64);  // null in the file: hidden_size / heads
+  EXPECT_FALSE(c.qk_norm);
+  EXPECT_EQ(c.num_experts, 4);
+  EXPECT_EQ(c.moe_intermediate_size, 256);
+  EXPECT_EQ(c.router.top_k, 2);
+  EXPECT_TRUE(c.router.normalize);
+  EXPECT_FALSE(has_dense_layers(c));
+}
+
+TEST(HfConfig, reads_olmoe) {
+  const ModelConfig c = parse(golden("olmoe"));
+  EXPECT_EQ(c.family, Family::kOlmoe);
+  EXPECT_TRUE(c.qk_norm && c.qk_norm_whole);
+  EXPECT_EQ(c.num_experts, 8);
+  EXPECT_EQ(c.router.top_k, 4);
+  EXPECT_FALSE(c.router.normalize);
+  EXPECT_EQ(c.router_aux_loss_coef, 0.01);
+}
+
+TEST(HfConfig, reads_dense_families) {
+  const ModelConfig c = parse(llama());
+  EXPECT_EQ(c.family, Family::kLlama);
+  EXPECT_EQ(c.num_experts, 0);
+  EXPECT_EQ(c.intermediate_size, 96);
+  EXPECT_EQ(c.head_dim, 16);
+  EXPECT_EQ(c.rope_theta, 1e4);
+  EXPECT_FALSE(c.qk_norm);
+  EXPECT_TRUE(is_dense(c, 0) && is_dense(c, 1));
+
+  json qwen = llama();
+  for (const char* key : {"mlp_bias", "pretraining_tp"}) qwen.erase(key);
+  qwen.update(json{{"architectures", {"Qwen3ForCausalLM"}},
+                   {"model_type", "qwen3"},
+                   {"head_dim", 32},
+                   {"rope_theta", 1e6},
+                   {"use_sliding_window", false},
+                   {"sliding_window", nullptr},
+                   {"max_window_layers", 2}});
+  const ModelConfig d = parse(qwen);
+  EXPECT_EQ(d.family, Family::kQwen3);
+  EXPECT_TRUE(d.qk_norm);
+  EXPECT_EQ(d.head_dim, 32);
+}
+
+TEST(HfConfig, reads_dense_layers_among_experts) {
+  json document = with("mlp_only_layers", {1});
+  const ModelConfig c = parse(document);
+  EXPECT_FALSE(is_dense(c, 0));
+  EXPECT_TRUE(is_dense(c, 1));
+  EXPECT_EQ(c.intermediate_size, 256);
+  const ModelConfig d = parse(with("decoder_sparse_step", 2));
+  EXPECT_TRUE(is_dense(d, 0));
+  EXPECT_FALSE(is_dense(d, 1));
+  document.erase("intermediate_size");
+  expect_refused([&] { parse(document); }, {"c.json", "intermediate_size"});
+}
+
+TEST(HfConfig, reads_rope_scaling_of_both_kinds_of_file) {
+  json document = llama();
+  document["rope_theta"] = 5e5;
+  document["rope_scaling"] = {{"rope_type", "llama3"},
+                              {"factor", 8.0},
+                              {"low_freq_factor", 1.0},
+                              {"high_freq_factor", 4.0},
+                              {"original_max_position_embeddings", 32}};
+  const ModelConfig c = parse(document);
+  EXPECT_EQ(c.rope_theta, 5e5);
+  EXPECT_EQ(c.rope_scaling.kind, RopeScaling::kLlama3);
+  EXPECT_EQ(c.rope_scaling.factor, 8);
+  EXPECT_EQ(c.rope_scaling.original_positions, 32);
+
+  json yarn = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 32}};
+  document["rope_scaling"] = yarn;
+  EXPECT_EQ(parse(document).rope_scaling.attention_factor, yarn_attention_factor(4));
+  document.erase("rope_scaling");
+  document.erase("rope_theta");
+  yarn.update(json{{"rope_theta", 1e6}, {"mscale", 1.0}, {"mscale_all_dim", 0.5}});
+  document["rope_parameters"] = yarn;
+  const ModelConfig d = parse(document);
+  EXPECT_EQ(d.rope_theta, 1e6);
+  EXPECT_EQ(d.rope_scaling.kind, RopeScaling::kYarn);
+  EXPECT_EQ(d.rope_scaling.attention_factor,
+            yarn_attention_factor(4, 1.0) / yarn_attention_factor(4, 0.5));
+  document["rope_parameters"]["attention_factor"] = 1.5;
+  EXPECT_EQ(parse(document).rope_scaling.attention_factor, 1.5);
+  document["rope_scaling"] = yarn;
+  expect_refused([&] { parse(document); }, {"c.json", "rope_scaling"});
+}
+
+TEST(HfConfig, every_family_survives_writing_and_reading) {
+  for (const FamilyCase& f : family_cases(small_config())) {
+    SCOPED_TRACE(f.name);
+    const json written = hf_config_json(f.config);
+    const ModelConfig c = parse(parse_strict_json(json_text(written), "c"));
+    EXPECT_EQ(hf_config_json(c), written);
+    EXPECT_EQ(c.family, f.config.family);
+    EXPECT_EQ(c.qk_norm, f.config.qk_norm);
+    EXPECT_EQ(c.qk_norm_whole, f.config.qk_norm_whole);
+    EXPECT_EQ(c.router.normalize, f.config.router.normalize);
+    EXPECT_EQ(c.num_experts, f.config.num_experts);
+    EXPECT_EQ(rope_frequencies(c).inverse, rope_frequencies(f.config).inverse);
+    EXPECT_EQ(rope_frequencies(c).factor, rope_frequencies(f.config).factor);
+    for (std::int64_t l = 0; l < c.num_layers; ++l) EXPECT_EQ(is_dense(c, l), is_dense(f.config, l));
+  }
+}
+
+TEST(HfConfig, options_of_a_family_that_are_not_supported_are_refused_by_name) {
+  const auto refused = [](json document, const char* key, const json& value) {
+    document[key] = value;
+    SCOPED_TRACE(std::string(key) + " = " + value.dump());
+    expect_refused([&] { parse(document); }, {"c.json", key});
+  };
+  refused(golden("mixtral"), "sliding_window", 4096);
+  refused(golden("mixtral"), "router_jitter_noise", 0.1);
+  refused(golden("mixtral"), "norm_topk_prob", true);
+  refused(golden("mixtral"), "attention_bias", true);
+  refused(golden("mixtral"), "mlp_only_layers", {0});
+  refused(golden("olmoe"), "clip_qkv", 8.0);
+  refused(golden("olmoe"), "attention_bias", true);
+  refused(golden("olmoe"), "head_dim", 32);
+  refused(llama(), "mlp_bias", true);
+  refused(llama(), "attention_bias", true);
+  refused(llama(), "sliding_window", 128);
+  refused(llama(), "num_experts", 8);
+  refused(llama(), "intermediate_size", 0);
+  refused(llama(), "rope_interleaved", true);
 }
 
 TEST(HfConfig, values_that_cannot_be_are_refused_by_name) {

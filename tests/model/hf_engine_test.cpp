@@ -11,10 +11,12 @@
 namespace lockstep::model {
 namespace {
 
-struct HfEngine : testing::Test {
-  HfGolden golden = load_hf_golden("qwen3_moe");
+struct HfEngine : testing::TestWithParam<const char*> {
+  HfGolden golden = load_hf_golden(GetParam());
   ReferenceModel reference = reference_model(golden.weights);
 };
+INSTANTIATE_TEST_SUITE_P(Families, HfEngine, testing::ValuesIn(kGoldenFamilies),
+                         [](const auto& info) { return std::string(info.param); });
 
 double norm(const double* x, std::int64_t n) {
   double s = 0;
@@ -59,7 +61,7 @@ Gap compare(const HfGolden& golden, const ReferenceModel& reference, const Engin
         const double* p = layer.scores.row(t);
         const int* chosen = layer.experts.data() + t * c.router.top_k;
         const ReferenceMatrix& w =
-            reference.params.at(fmt::format("model.layers.{}.mlp.gate.weight", l));
+            reference.params.at(router_name(c, static_cast<std::int64_t>(l)));
         bool flipped = false;
         for (int i = 0; i < c.router.top_k; ++i)
           for (int e = 0; e < c.num_experts; ++e) {
@@ -93,7 +95,7 @@ double rounding_noise(int bits, double roundings) {
 // p, attention, o, residual, h, gate|up, activation, down, combined, residual; then the final norm.
 constexpr double kBf16Roundings = 2 * 13 + 1;
 
-TEST_F(HfEngine, bf16_logits_are_within_the_rounding_bound) {
+TEST_P(HfEngine, bf16_logits_are_within_the_rounding_bound) {
   const double noise = rounding_noise(8, kBf16Roundings);
   const Gap gap =
       compare(golden, reference, run_engine(golden.weights, {}, golden.sequences), noise);
@@ -101,7 +103,7 @@ TEST_F(HfEngine, bf16_logits_are_within_the_rounding_bound) {
   EXPECT_LE(gap.flips, 24);  // of 240 choices
 }
 
-TEST_F(HfEngine, bf16_greedy_tokens_differ_only_at_near_ties) {
+TEST_P(HfEngine, bf16_greedy_tokens_differ_only_at_near_ties) {
   std::vector<std::int32_t> tokens = golden.sequences[0];
   int differ = 0;
   for (std::size_t i = tokens.size(); i < golden.greedy.size(); ++i) {
@@ -125,7 +127,7 @@ TEST_F(HfEngine, bf16_greedy_tokens_differ_only_at_near_ties) {
 }
 
 // Each of the four linears of a layer rounds both operands to four significant bits (E4M3).
-TEST_F(HfEngine, fp8_logits_are_within_the_quantization_bound) {
+TEST_P(HfEngine, fp8_logits_are_within_the_quantization_bound) {
   for (const Recipe recipe : {Recipe::kBlockwise, Recipe::kRowwise, Recipe::kTensorwise}) {
     Precision precision;
     precision.fp8 = true;

@@ -71,12 +71,18 @@ inline ReferenceModel golden_model(const HfGolden& g) {
   return model;
 }
 
-// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one.
-inline std::string golden_norm_name(const std::string& name) {
+// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one, and call
+// every family's experts `mlp`.
+inline std::string golden_norm_name(std::string name) {
+  const std::string mixtral = "block_sparse_moe";
+  if (const auto at = name.find(mixtral); at != std::string::npos)
+    name.replace(at, mixtral.size(), "mlp");
   const auto at = name.find(".experts.");
   if (at == std::string::npos) return name;
-  const bool down = name.find("down_proj") != std::string::npos;
+  const bool down = name.ends_with("down_proj.weight") || name.ends_with("w2.weight");
   return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
 }
+
+inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe"};
 
 }  // namespace lockstep::model

@@ -13,27 +13,24 @@ namespace {
 constexpr double kFp32 = 0x1p-24;  // unit roundoffs
 constexpr double kBf16 = 0x1p-8;
 
-const HfGolden& golden() {
-  static const HfGolden g = load_hf_golden("qwen3_moe");
-  return g;
-}
-
-// The model as PyTorch computed it: rotary frequencies rounded to BF16 (tests/data/hf/README.md).
-const ReferenceModel& torch_model() {
-  static const ReferenceModel model = golden_model(golden());
-  return model;
-}
+struct HfGoldenTest : testing::TestWithParam<const char*> {
+  const HfGolden golden = load_hf_golden(GetParam());
+  // As PyTorch computed it: rotary frequencies rounded to BF16 (tests/data/hf/README.md).
+  const ReferenceModel torch_model = golden_model(golden);
+};
+INSTANTIATE_TEST_SUITE_P(Families, HfGoldenTest, testing::ValuesIn(kGoldenFamilies),
+                         [](const auto& info) { return std::string(info.param); });
 
 // The rounding errors of a sum of n products in FP32 behave like a random walk: they stay within
 // lambda sqrt(n) u sum |a b| but for a probability of 2 exp(-lambda^2 / 2) (Higham, Mary: A new
 // approach to probabilistic rounding error analysis, 2019). lambda = 6 leaves 3e-8 for each logit.
-TEST(HfGolden, logits) {
-  const auto expected = golden_values(golden().reference, "logits_fp32");
-  const ReferenceMatrix& head = torch_model().params.at("lm_head.weight");
+TEST_P(HfGoldenTest, logits) {
+  const auto expected = golden_values(golden.reference, "logits_fp32");
+  const ReferenceMatrix& head = torch_model.params.at("lm_head.weight");
   std::size_t at = 0;
   double worst = 0;
-  for (const auto& tokens : golden().sequences) {
-    const ReferencePass pass = reference_forward(torch_model(), tokens);
+  for (const auto& tokens : golden.sequences) {
+    const ReferencePass pass = reference_forward(torch_model, tokens);
     for (std::int64_t t = 0; t < pass.logits.rows; ++t)
       for (std::int64_t v = 0; v < pass.logits.columns; ++v, ++at) {
         double magnitude = 0;
@@ -52,10 +49,10 @@ TEST(HfGolden, logits) {
 // The golden gradients are stored in BF16, their norms in FP32. Besides that rounding an element
 // may carry PyTorch's own FP32 error: it went through at most 20 sums of about 256 products, each a
 // random walk as above, relative to the tensor's root mean square. A norm is one sum of squares.
-TEST(HfGolden, loss_and_every_gradient) {
-  const HfGolden& g = golden();
+TEST_P(HfGoldenTest, loss_and_every_gradient) {
+  const HfGolden& g = golden;
   ReferenceParams gradients;
-  const double loss = reference_loss(torch_model(), g.sequences, &gradients);
+  const double loss = reference_loss(torch_model, g.sequences, &gradients);
   const double expected_loss = golden_values(g.reference, "loss")[0];
   EXPECT_LE(std::fabs(loss - expected_loss), 4 * kFp32 * expected_loss);
 
@@ -85,12 +82,12 @@ TEST(HfGolden, loss_and_every_gradient) {
 
 // Ten steps on one batch with the settings of ReferenceAdamw. Losses fall from 6 to 0.2 and the
 // optimizer amplifies rounding errors by about ten, from the 6e-8 of the first.
-TEST(HfGolden, ten_adamw_losses) {
-  ReferenceModel model = torch_model();
+TEST_P(HfGoldenTest, ten_adamw_losses) {
+  ReferenceModel model = torch_model;
   ReferenceAdamw state;
-  for (const double expected : golden_values(golden().reference, "adamw_losses")) {
+  for (const double expected : golden_values(golden.reference, "adamw_losses")) {
     ReferenceParams gradients;
-    const double loss = reference_loss(model, golden().sequences, &gradients);
+    const double loss = reference_loss(model, golden.sequences, &gradients);
     EXPECT_LE(std::fabs(loss - expected), 5e-6 * expected) << "step " << state.step;
     reference_adamw(state, gradients, model.params);
   }
@@ -99,9 +96,9 @@ TEST(HfGolden, ten_adamw_losses) {
 
 // The oracle's own backward, apart from PyTorch: a central difference in double along a fixed
 // direction of all parameters.
-TEST(HfGolden, gradient_is_the_slope_of_the_loss) {
-  const ReferenceModel& model = torch_model();
-  const std::vector<std::vector<std::int32_t>> one = {golden().sequences[1]};
+TEST_P(HfGoldenTest, gradient_is_the_slope_of_the_loss) {
+  const ReferenceModel& model = torch_model;
+  const std::vector<std::vector<std::int32_t>> one = {golden.sequences[1]};
   ReferenceParams gradients;
   reference_loss(model, one, &gradients);
   ReferenceModel plus = model, minus = model;
@@ -127,9 +124,9 @@ TEST(HfGolden, gradient_is_the_slope_of_the_loss) {
       << difference << " " << slope;
 }
 
-TEST(HfGolden, greedy_tokens) {
-  const auto tokens = reference_greedy(torch_model(), golden().sequences[0], 24);
-  EXPECT_EQ(tokens, golden().greedy);
+TEST_P(HfGoldenTest, greedy_tokens) {
+  const auto tokens = reference_greedy(torch_model, golden.sequences[0], 24);
+  EXPECT_EQ(tokens, golden.greedy);
 }
 
 }  // namespace

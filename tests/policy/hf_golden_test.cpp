@@ -28,7 +28,7 @@ std::vector<data::TrainSequence> train_sequences(const HfGolden& golden) {
   return out;
 }
 
-struct HfPolicy : testing::Test {
+struct HfPolicy : testing::TestWithParam<const char*> {
   HfGolden golden;
   std::vector<data::TrainSequence> sequences;
   tensor::Arena arena;
@@ -36,7 +36,7 @@ struct HfPolicy : testing::Test {
   Policy policy;
 
   void make(bool fp8) {
-    golden = model::load_hf_golden("qwen3_moe");  // copies of weights share their memory
+    golden = model::load_hf_golden(GetParam());  // copies of weights share their memory
     options.precision.fp8 = fp8;
     sequences = train_sequences(golden);
     options.max_grad_norm = 0;  // no clipping, as in PyTorch's run
@@ -48,13 +48,15 @@ struct HfPolicy : testing::Test {
     accumulate(policy, sequences, 1, {}, mean_loss(sequences, count_tokens(sequences)));
   }
 };
+INSTANTIATE_TEST_SUITE_P(Families, HfPolicy, testing::ValuesIn(model::kGoldenFamilies),
+                         [](const auto& info) { return std::string(info.param); });
 
 // Relative error of each tensor's gradient, in the Frobenius norm, under the engine's own routing.
 // A value rounded to p significant bits errs by a standard deviation of at most 2^-p / sqrt(3). A
 // gradient passes 27 BF16 roundings in the forward and twice as many in the backward; in FP8 also
 // two E4M3 operands in each of four linears of each of two layers, three times. The factor three
 // is for tensors whose terms cancel.
-TEST_F(HfPolicy, loss_and_every_gradient) {
+TEST_P(HfPolicy, loss_and_every_gradient) {
   const double bf16_noise = 0x1p-8 * std::sqrt(3 * 27 / 3.0);
   const double fp8_noise = 0x1p-4 * std::sqrt(3 * 2 * 4 * 2 / 3.0);
   for (const bool fp8 : {false, true}) {
@@ -117,7 +119,7 @@ struct ReferenceRun {
 // gradient, so rounding errors of small gradients grow along the run; routers that flip add up to
 // 2 % (against PyTorch's own losses, printed for comparison). Under one routing the engine stays
 // within 1 % of the run in double, and within 0.3 % when that reads weights rounded to BF16.
-TEST_F(HfPolicy, ten_adamw_losses) {
+TEST_P(HfPolicy, ten_adamw_losses) {
   make(false);
   ReferenceRun exact(golden.weights, false), bf16(golden.weights, true);
   const auto torch = golden_values(golden.reference, "adamw_losses");
@@ -137,7 +139,7 @@ TEST_F(HfPolicy, ten_adamw_losses) {
 
 // No error bound reaches through ten steps of FP8; this guards that the run follows, and prints by
 // how much it does not.
-TEST_F(HfPolicy, ten_adamw_losses_in_fp8_follow) {
+TEST_P(HfPolicy, ten_adamw_losses_in_fp8_follow) {
   make(true);
   for (const double torch_loss : golden_values(golden.reference, "adamw_losses")) {
     accumulate_all();

@@ -24,8 +24,9 @@ inline model::ModelConfig tiny_config() {
   return c;
 }
 
-inline std::shared_ptr<model::Weights> tiny_weights(std::uint64_t seed = 1) {
-  auto w = std::make_shared<model::Weights>(model::make_weights(tiny_config()));
+inline std::shared_ptr<model::Weights> tiny_weights(
+    std::uint64_t seed = 1, const model::ModelConfig& config = tiny_config()) {
+  auto w = std::make_shared<model::Weights>(model::make_weights(config));
   model::initialize(*w, seed);
   return w;
 }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "model/families.h"
 #include "rollout/tiny_model.h"
 
 namespace lockstep::rollout::test {
@@ -100,6 +101,28 @@ TEST_P(Invariance, EqualsThePolicy) {
   }
   EXPECT_GT(ended_early, 10);
   EXPECT_GT(tokens, 300);
+}
+
+TEST(Families, EveryOneEqualsThePolicy) {
+  const auto requests = mixed_requests(24);
+  for (const model::FamilyCase& f : model::family_cases(tiny_config(128)))
+    for (const bool quantized : {false, true}) {
+      SCOPED_TRACE(fmt::format("{}, fp8 {}", f.name, quantized));
+      const TinyModel m(quantized ? fp8(model::Recipe::kBlockwise) : model::Precision{}, 1,
+                        f.config);
+      Options o;
+      o.block_size = 4;
+      o.prefill_chunk = 5;
+      const auto answers = run(m, o, requests);
+      expect_same(run(m, small_cache(), requests), answers, "one at a time");
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        std::vector<std::int32_t> drawn;
+        const auto stats = policy_view(m, requests[i], answers[i].response, &drawn);
+        EXPECT_EQ(drawn, answers[i].response);
+        for (std::size_t k = 0; k < stats.size(); ++k)
+          EXPECT_EQ(std::memcmp(&stats[k].logprob, &answers[i].logprobs[k], sizeof(float)), 0);
+      }
+    }
 }
 
 TEST_P(Invariance, OverBatches) {

@@ -30,8 +30,9 @@ inline model::ModelConfig tiny_config(std::int64_t max_positions) {
 struct TinyModel {
   explicit TinyModel(const model::Precision& precision, std::uint64_t seed = 1,
                      std::int64_t max_positions = 128)
-      : ctx(tensor::cpu_context(arena, 1)),
-        weights(model::make_weights(tiny_config(max_positions))) {
+      : TinyModel(precision, seed, tiny_config(max_positions)) {}
+  TinyModel(const model::Precision& precision, std::uint64_t seed, const model::ModelConfig& config)
+      : ctx(tensor::cpu_context(arena, 1)), weights(model::make_weights(config)) {
     model::initialize(weights, seed);
     quantized = model::quantized_for(ctx, weights, precision);
     rope = model::make_rope_tables(ctx, weights.config);

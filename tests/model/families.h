@@ -1,0 +1,60 @@
+// One small config as every family has it, for tests that must hold for all of them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+
+namespace lockstep::model {
+
+struct FamilyCase {
+  std::string name;
+  ModelConfig config;
+};
+
+// `base` is a Qwen3-MoE. The sizes stay, the options become the family's.
+inline std::vector<FamilyCase> family_cases(const ModelConfig& base) {
+  std::vector<FamilyCase> out = {{"qwen3_moe", base}};
+  const auto add = [&](const char* name, Family family) -> ModelConfig& {
+    out.push_back({name, base});
+    out.back().config.family = family;
+    return out.back().config;
+  };
+  {
+    ModelConfig& c = add("qwen3_moe, dense first layer", Family::kQwen3Moe);
+    c.mlp_only_layers = {0};
+    c.intermediate_size = 2 * base.moe_intermediate_size + 2;
+    c.rope_scaling.kind = RopeScaling::kYarn;
+    c.rope_scaling.factor = 4;
+    c.rope_scaling.original_positions = base.max_positions / 4;
+    c.rope_scaling.attention_factor = 1.138;
+  }
+  {
+    ModelConfig& c = add("mixtral, tied", Family::kMixtral);
+    c.qk_norm = false;
+    c.router.normalize = true;
+    c.tie_word_embeddings = true;
+  }
+  {
+    ModelConfig& c = add("olmoe", Family::kOlmoe);
+    c.qk_norm_whole = true;
+    c.router.normalize = false;
+    c.num_kv_heads = c.num_heads;
+    c.head_dim = c.hidden_size / c.num_heads;
+  }
+  for (const Family family : {Family::kQwen3, Family::kLlama}) {
+    ModelConfig& c = add(family_name(family), family);
+    c.qk_norm = family == Family::kQwen3;
+    c.num_experts = c.moe_intermediate_size = 0;
+    c.router = {};
+    c.intermediate_size = 2 * base.moe_intermediate_size + 2;
+    if (family == Family::kQwen3) continue;
+    c.rope_scaling.kind = RopeScaling::kLlama3;
+    c.rope_scaling.factor = 8;
+    c.rope_scaling.original_positions = base.max_positions / 8;
+  }
+  return out;
+}
+
+}  // namespace lockstep::model
