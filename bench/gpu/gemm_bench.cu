@@ -4,12 +4,17 @@
 // bytes with that of another one before it is timed.
 //
 // gpu_gemm_bench [shapes=TEXT,..] [plans=NAME,..|auto] [samples=N] [inner=N] [cublas=PATH]
-// [scaling=block|row]
+// [scaling=block|row] [pause=MS]
+//
+// Under this load the GPU runs at its power limit, and its clock follows the last tenths of a
+// second: every measurement starts after a pause.
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "cublaslt_fp8.h"
 #include "gpu_bench.h"
@@ -116,7 +121,7 @@ std::vector<std::int32_t> route(const Shape& s) {
 
 struct Options {
   std::string shapes, plans = "auto", cublas, scaling = "block";
-  int samples = 20, inner = 3;
+  int samples = 20, inner = 3, pause = 400;
 };
 
 std::vector<std::string> split(const std::string& text) {
@@ -134,6 +139,10 @@ bool wanted(const Shape& s, const std::string& shapes) {
   for (const std::string& part : split(shapes))
     if (std::strstr(s.name, part.c_str()) != nullptr) return true;
   return false;
+}
+
+void rest(const Options& options) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(options.pause));
 }
 
 void force_plan(const std::string& plan) {
@@ -183,6 +192,7 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
         std::printf("%-25s %-12s has no algorithm\n", s.name, name);
         return;
       }
+      rest(options);
       const Timing t = time_kernel(
           ctx, [&](int) { cublas.run(a.view().data, b.view().data, d.view().data, stream); },
           options.samples, options.inner);
@@ -224,6 +234,7 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
                   static_cast<long long>(different), static_cast<long long>(s.rows * s.N / 2));
       continue;
     }
+    rest(options);
     const bool decode = s.even;
     const Timing t = time_kernel(
         ctx, [&](int) { product(d); }, options.samples, decode ? 4 * options.inner : options.inner);
@@ -237,8 +248,8 @@ int main_of(int argc, char** argv) {
                                                      {"plans", &options.plans},
                                                      {"cublas", &options.cublas},
                                                      {"scaling", &options.scaling}};
-  const std::map<std::string, int*> numbers = {{"samples", &options.samples},
-                                               {"inner", &options.inner}};
+  const std::map<std::string, int*> numbers = {
+      {"samples", &options.samples}, {"inner", &options.inner}, {"pause", &options.pause}};
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i], key = argument.substr(0, argument.find('='));
     const std::string value = argument.substr(std::min(argument.size(), key.size() + 1));

@@ -10,7 +10,6 @@
 
 #include "cublaslt_product.h"
 #include "gpu_bench.h"
-#include "ops/cuda/gemm_wgrad.h"
 #include "ops/gemm.h"
 #include "random_fill.cuh"
 #include "tensor/device.h"
@@ -73,10 +72,6 @@ struct Probe {
   std::int64_t E, N, K, R;
   bool fp8;
 };
-using ops::cuda::WgradPlan;
-constexpr std::pair<WgradPlan, const char*> kPlans[] = {{WgradPlan::k128x128, "128x128"},
-                                                        {WgradPlan::k128x192, "128x192"},
-                                                        {WgradPlan::k192x128, "192x128"}};
 constexpr int kProbes = 256;
 __global__ void probe_kernel(const Probe p, double* error) {
   const std::uint32_t r = mix(blockIdx.x * 3 + 1);
@@ -153,21 +148,20 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
   const ops::Fp8Columns fdy{dy.codes, dy.scales, ops::Scaling::kBlock},
       fx{x.codes, x.scales, ops::Scaling::kBlock};
   const ops::Segments segments{c.offsets_E1, c.padded_E1};
-  const auto once = [&](WgradPlan plan, bool accumulate) {
-    ops::cuda::fp8_weight_gradient(ctx, plan, fdy, fx, segments, accumulate, c.d_ENK);
+  const auto once = [&](bool accumulate) {
+    ops::fp8_weight_gradient(ctx, fdy, fx, segments, accumulate, c.d_ENK);
   };
-  for (const auto& [plan, name] : kPlans)
-    for (const bool accumulate : {false, true}) {
-      once(plan, false);
-      const double error = probe_error(
-          ctx, {dy.codes.view().data, x.codes.view().data, dy.scales.as<float>(),
-                x.scales.as<float>(), c.d_ENK.as<float>(), c.offsets_E1.as<std::int32_t>(),
-                c.padded_E1.as<std::int32_t>(), c.s.E, c.s.N, c.s.K, R, true});
-      print(c, std::string("FP8 block ") + name + (accumulate ? " +=" : " ="),
-            time_kernel(
-                ctx, [&](int) { once(plan, accumulate); }, samples, 2),
-            error);
-    }
+  for (const bool accumulate : {false, true}) {
+    once(false);
+    const double error = probe_error(
+        ctx, {dy.codes.view().data, x.codes.view().data, dy.scales.as<float>(),
+              x.scales.as<float>(), c.d_ENK.as<float>(), c.offsets_E1.as<std::int32_t>(),
+              c.padded_E1.as<std::int32_t>(), c.s.E, c.s.N, c.s.K, R, true});
+    print(c, std::string("FP8 block") + (accumulate ? " +=" : " ="),
+          time_kernel(
+              ctx, [&](int) { once(accumulate); }, samples, 2),
+          error);
+  }
   {
     const Tensor sdy(Device::kCuda, DType::kFp32, {c.s.E, c.s.N}),
         sx(Device::kCuda, DType::kFp32, {c.s.E, c.s.K});
@@ -210,20 +204,19 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
       x(Device::kCuda, DType::kBf16, {M, c.s.K});
   fill_normal(ctx, dy.as<Bf16>(), M * c.s.N, 1);
   fill_normal(ctx, x.as<Bf16>(), M * c.s.K, 2);
-  const auto once = [&](WgradPlan plan, bool accumulate) {
-    ops::cuda::bf16_weight_gradient(ctx, plan, dy, x, c.offsets_E1, accumulate, c.d_ENK);
+  const auto once = [&](bool accumulate) {
+    ops::bf16_weight_gradient(ctx, dy, x, c.offsets_E1, accumulate, c.d_ENK);
   };
-  for (const auto& [plan, name] : kPlans)
-    for (const bool accumulate : {false, true}) {
-      once(plan, false);
-      const double error = probe_error(
-          ctx, {dy.view().data, x.view().data, nullptr, nullptr, c.d_ENK.as<float>(),
-                c.offsets_E1.as<std::int32_t>(), nullptr, c.s.E, c.s.N, c.s.K, 0, false});
-      print(c, std::string("BF16 ") + name + (accumulate ? " +=" : " ="),
-            time_kernel(
-                ctx, [&](int) { once(plan, accumulate); }, samples, 2),
-            error);
-    }
+  for (const bool accumulate : {false, true}) {
+    once(false);
+    const double error =
+        probe_error(ctx, {dy.view().data, x.view().data, nullptr, nullptr, c.d_ENK.as<float>(),
+                          c.offsets_E1.as<std::int32_t>(), nullptr, c.s.E, c.s.N, c.s.K, 0, false});
+    print(c, std::string("BF16") + (accumulate ? " +=" : " ="),
+          time_kernel(
+              ctx, [&](int) { once(accumulate); }, samples, 2),
+          error);
+  }
   std::vector<std::unique_ptr<CublasProduct>> products;
   bool found = blas.found();
   for (std::size_t e = 0; e + 1 < c.offsets.size(); ++e) {

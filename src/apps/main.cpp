@@ -34,6 +34,8 @@ int main(int argc, char** argv) {
   lockstep::apps::add_report(app);
   lockstep::apps::add_convert(app);
   lockstep::apps::add_tokenize(app);
+  lockstep::apps::add_score(app);
+  lockstep::apps::add_generate(app);
   lockstep::apps::add_doctor(app);
   if (argc > 1 && argv[1][0] != '-' &&
       app.get_subcommands([&](CLI::App* v) { return v->check_name(argv[1]); }).empty()) {

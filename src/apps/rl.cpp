@@ -14,6 +14,7 @@ void print_summary(const loop::RlSummary& s, bool saved) {
     fmt::print("held-out accuracy: {:.3f} -> {:.3f}\n", *s.first_accuracy, *s.last_accuracy);
   fmt::print("policy against rollout: {} of {} log-probabilities differ\n", s.logprobs_different,
              s.logprobs_compared);
+  if (!s.memory.empty()) fmt::print("peak memory against the plan: {}\n", s.memory);
   fmt::print("report: {}\n", s.report.string());
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "loop/config.h"
+#include "loop/loaded_model.h"
 
 namespace lockstep::apps {
 
@@ -14,6 +15,8 @@ void add_pretrain(CLI::App& app);
 void add_rl(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_report(CLI::App& app);
+void add_score(CLI::App& app);
+void add_generate(CLI::App& app);
 void add_doctor(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_tokenize(CLI::App& app);
@@ -27,6 +30,9 @@ constexpr const char* kInterruptHelp =
     "once,\n"
     "back to the last checkpoint. Exit codes: 0 done, 2 bad input, 3 the machine failed (disk,\n"
     "another program), 4 a defect of lockstep, 130 interrupted.";
+
+// --model, --precision, --device and --threads.
+void add_model_options(CLI::App& verb, loop::ModelOptions& options);
 
 // --config, dotted overrides, --resume, --fresh, --keys and --print-config of a verb that runs
 // something.

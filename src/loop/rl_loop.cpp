@@ -146,9 +146,10 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   Progress progress(stdout, state.step, last);
   std::vector<std::string> headlines = rl_headlines(
       config, run.weights->config, parameter_count(run.weights->table), run.policy.ctx);
+  policy::MemoryPlan plan;
   if (run.policy.ctx.device == tensor::Device::kCuda) {
-    const policy::MemoryPlan plan = policy::plan_memory(
-        run.policy, config.policy.train_micro_batch_size, config.policy.max_total_sequence_length);
+    plan = policy::plan_memory(run.policy, config.policy.train_micro_batch_size,
+                               config.policy.max_total_sequence_length);
     headlines.push_back(
         memory_headline(plan, run.engine->cache_bytes(), tensor::device_memory(run.policy.ctx)));
   }
@@ -236,6 +237,16 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   }
   progress.clear();
   summary.interrupted = !finished;
+  if (run.policy.ctx.device == tensor::Device::kCuda) {
+    const auto part = [](std::size_t used, std::size_t planned) {
+      return fmt::format("{:.2f} of {:.2f} GiB", static_cast<double>(used) / 0x1p30,
+                         static_cast<double>(planned) / 0x1p30);
+    };
+    summary.memory = fmt::format("activations {}, scratch {}",
+                                 part(run.policy.saved.peak_bytes(), plan.activations),
+                                 part(run.workspace.peak_bytes(), plan.workspace));
+    session.log.info("peak memory against the plan: " + summary.memory);
+  }
   summary.seconds = steady_time() - started;
   sum_up(read_metrics(session.folder.metrics()), summary);
   summary.report = write_report(session.folder.root);

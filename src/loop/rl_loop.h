@@ -18,6 +18,7 @@ struct RlSummary {
   std::optional<double> first_accuracy, last_accuracy;
   std::int64_t logprobs_compared = 0, logprobs_different = 0;  // of all steps
   double seconds = 0;
+  std::string memory;  // on a GPU: the peak of what was planned
   std::filesystem::path folder, report;
 };
 

@@ -117,6 +117,8 @@ AddedTokens read_added_tokens(const JsonPart& part, const Bpe& bpe, const Normal
   for (std::size_t i = 0; i < part.array().value.size(); ++i) {
     const JsonPart item = part.at(i);
     AddedToken t = read_token(item);
+    if (!ids.insert(t.id).second) item.fail(fmt::format("id {} twice", t.id));
+    if (!contents.insert(t.content).second) item.fail(fmt::format("'{}' twice", shown(t.content)));
     const std::int32_t known = bpe.ids.find(t.content);
     // `tokenizers` numbers new tokens by their order, whatever the file says.
     const std::int32_t given = known >= 0 ? known : next_id;
@@ -124,12 +126,12 @@ AddedTokens read_added_tokens(const JsonPart& part, const Bpe& bpe, const Normal
       item.fail(fmt::format("'{}' has id {}, but by its place in the file it gets {}",
                             shown(t.content), t.id, given));
     next_id = std::max(next_id, given >= words ? given + 1 : 0);
-    if (!ids.insert(t.id).second) item.fail(fmt::format("id {} twice", t.id));
-    if (!contents.insert(t.content).second) item.fail(fmt::format("'{}' twice", shown(t.content)));
     const int index = static_cast<int>(out.tokens.size());
     if (t.normalized) {
-      out.normalized.add(normalize(normalizer, t.content, storage, scratch), index);
+      t.text = normalize(normalizer, t.content, storage, scratch);
+      out.normalized.add(t.text, index);
     } else {
+      t.text = t.content;
       out.raw.add(t.content, index);
     }
     single_word |= t.single_word;

@@ -18,7 +18,8 @@ namespace lockstep::model {
 
 struct AddedToken {
   std::int32_t id = -1;
-  std::string content;
+  std::string content;                  // as written
+  std::string text;                     // as searched and decoded: normalized where `normalized`
   bool single_word = false;             // only where no word character touches it
   bool lstrip = false, rstrip = false;  // takes the white space before, behind it
   bool normalized = false;              // found in the normalized text, its content normalized, too

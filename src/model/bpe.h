@@ -70,6 +70,9 @@ struct Bpe {
   std::string where;           // the file, for messages
 };
 
+// InputError naming the file and the type when the "model" object is no BPE.
+void check_model_type(const nlohmann::json& model, const std::string& file);
+
 // From the "model" object; InputError naming the file and the part that is malformed or not
 // supported (another type than BPE, dropout, prefixes and suffixes of subwords).
 Bpe read_bpe(const nlohmann::json& model, bool byte_words, const std::string& file);

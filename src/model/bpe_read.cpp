@@ -57,7 +57,8 @@ void read_merges(const JsonPart& merges, Bpe& bpe) {
       if (id < 0) merge.fail(fmt::format("'{}' is not in the vocabulary", shown(token)));
       return id;
     };
-    bpe.merges.set(id_of(left), id_of(right), {rank++, id_of(left + right)});
+    const std::int32_t first = id_of(left), second = id_of(right);
+    bpe.merges.set(first, second, {rank++, id_of(left + right)});
   }
 }
 
@@ -91,10 +92,16 @@ void find_whole_words(Bpe& bpe) {
 
 }  // namespace
 
-Bpe read_bpe(const nlohmann::json& model, bool byte_words, const std::string& file) {
+void check_model_type(const nlohmann::json& model, const std::string& file) {
   const JsonPart part{model, file, "model"};
   const std::string type = part.object()["type"].text_or("BPE");
-  if (type != "BPE") part.fail(fmt::format("type '{}' is not supported; Lockstep reads BPE", type));
+  if (type != "BPE")
+    part.fail(fmt::format("type '{}' is not supported; Lockstep reads BPE", shown(type)));
+}
+
+Bpe read_bpe(const nlohmann::json& model, bool byte_words, const std::string& file) {
+  const JsonPart part{model, file, "model"};
+  check_model_type(model, file);
   part.only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
              "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   const JsonPart dropout = part["dropout"];

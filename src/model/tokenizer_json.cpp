@@ -14,7 +14,8 @@ std::vector<TokenizerPipeline::Text> all_texts(const Bpe& bpe, const AddedTokens
   for (const AddedToken& t : added.tokens) {
     const auto id = static_cast<std::size_t>(t.id);
     if (id >= texts.size()) texts.resize(id + 1);
-    texts[id] = {t.content, t.special};
+    // A special token whose normalized text is another one is not left out, as in `tokenizers`.
+    texts[id] = {t.text, t.special && t.text == t.content};
   }
   return texts;
 }
@@ -23,13 +24,14 @@ std::vector<TokenizerPipeline::Text> all_texts(const Bpe& bpe, const AddedTokens
 
 TokenizerPipeline read_pipeline(const nlohmann::json& document, const std::string& file) {
   const JsonPart top{document, file, ""};
+  if (top["model"].is_null()) top.fail("model is missing");
+  check_model_type(top["model"].value, file);  // first: it says most about what the file is
   top.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
             "post_processor", "decoder", "model"});
   if (const std::string version = top["version"].text_or("1.0"); version != "1.0")
     top["version"].fail(fmt::format("'{}' is not supported, only 1.0", shown(version)));
   for (const char* key : {"truncation", "padding"})
     if (!top[key].is_null()) top[key].fail("is not supported; set it to null");
-  if (top["model"].is_null()) top.fail("model is missing");
   TokenizerPipeline p;
   p.normalizer = read_normalizer(top["normalizer"]);
   p.pre_tokenizer = read_pre_tokenizer(top["pre_tokenizer"]);

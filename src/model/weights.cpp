@@ -81,19 +81,28 @@ Shape scales_shape(const Shape& codes, Scaling scaling) {
 }
 
 void fill(const Context& ctx, const Weights& weights, QuantizedWeights& q) {
-  tensor::ArenaScope scratch(*ctx.workspace);
-  const TensorView stats =
-      ctx.workspace->take(DType::kInt64, {std::int64_t{sizeof(ops::QuantStats)} / 8});
-  tensor::fill_bytes(ctx, stats, 0);
+  const tensor::ArenaScope scratch(*ctx.workspace);
+  ops::QuantStats* stats = begin_stats(ctx);
   for (std::size_t p = 0; p < q.fp8.size(); ++p)
     if (q.fp8[p])
       ops::quantize_weight(ctx, weights.view(static_cast<int>(p)), q.precision.weight_scales(),
                            q.precision.weight_pow2, weights.table.params[p].part_rows, q.forward[p],
-                           q.transposed[p], static_cast<ops::QuantStats*>(stats.data));
-  tensor::download(ctx, stats, &q.stats);
+                           q.transposed[p], stats);
+  end_stats(ctx, stats, q);
 }
 
 }  // namespace
+
+ops::QuantStats* begin_stats(const Context& ctx) {
+  const TensorView stats =
+      ctx.workspace->take(DType::kInt64, {std::int64_t{sizeof(ops::QuantStats)} / 8});
+  tensor::fill_bytes(ctx, stats, 0);
+  return static_cast<ops::QuantStats*>(stats.data);
+}
+
+void end_stats(const Context& ctx, const ops::QuantStats* stats, QuantizedWeights& q) {
+  tensor::copy_bytes(ctx, stats, ctx.device, &q.stats, Device::kCpu, sizeof q.stats);
+}
 
 std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& weights,
                                                 const Precision& precision) {
@@ -122,8 +131,9 @@ std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& wei
   return q;
 }
 
-void requantize(const Context& ctx, Weights& weights) {
-  for (const auto& q : weights.quantized) fill(ctx, weights, *q);
+void requantize(const Context& ctx, Weights& weights, const QuantizedWeights* except) {
+  for (const auto& q : weights.quantized)
+    if (q.get() != except) fill(ctx, weights, *q);
 }
 
 }  // namespace lockstep::model

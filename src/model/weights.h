@@ -54,7 +54,14 @@ void initialize(Weights& weights, std::uint64_t seed);
 std::shared_ptr<QuantizedWeights> quantized_for(const tensor::Context& ctx, Weights& weights,
                                                 const Precision& precision);
 
-// Fills every quantized set from the BF16 slab again, in place.
-void requantize(const tensor::Context& ctx, Weights& weights);
+// Fills every quantized set from the BF16 slab again, in place; `except` (may be null) is left as it
+// is, because its codes were written with the weights.
+void requantize(const tensor::Context& ctx, Weights& weights,
+                const QuantizedWeights* except = nullptr);
+
+// For whoever writes a set's codes: zeroed counters on the context's device, from its workspace, and
+// at the end their way to q.stats.
+ops::QuantStats* begin_stats(const tensor::Context& ctx);
+void end_stats(const tensor::Context& ctx, const ops::QuantStats* stats, QuantizedWeights& q);
 
 }  // namespace lockstep::model

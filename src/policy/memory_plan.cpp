@@ -24,10 +24,8 @@ MemoryPlan plan_memory(Policy& p, std::int64_t sequences, std::int64_t length) {
   accumulate(p, batch, 1.0, {}, [](const Logprobs&, Logprobs&) { return 0.0; });
   begin_step(p);
   p.saved.reset();
-  p.saved.consolidate();
-  p.ctx.workspace->consolidate();
-  plan.activations = p.saved.peak_bytes();
-  plan.workspace = p.ctx.workspace->peak_bytes();
+  plan.activations = p.saved.consolidate();
+  plan.workspace = p.ctx.workspace->consolidate();
   return plan;
 }
 

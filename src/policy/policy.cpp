@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/adamw_quantize.h"
 #include "ops/cast.h"
 #include "policy/backward.h"
 #include "policy/head.h"
@@ -115,6 +116,39 @@ void update_router_bias(Policy& p) {
   tensor::copy(p.ctx, host, p.weights->router_bias);
 }
 
+// AdamW over the slab. Weights that the policy runs in FP8 blockwise get their codes in the same
+// pass; what lies between them is stepped in one piece. The other sets are quantized afterwards.
+void update_weights(Policy& p, const ops::AdamwOptions& options) {
+  const model::Weights& weights = *p.weights;
+  model::QuantizedWeights& own = *p.quantized;
+  const bool blocks = own.precision.fp8 && own.precision.scaling() == ops::Scaling::kBlock;
+  const ArenaScope scratch(*p.ctx.workspace);
+  ops::QuantStats* stats = blocks ? model::begin_stats(p.ctx) : nullptr;
+  std::int64_t done = 0;
+  const auto step_until = [&](std::int64_t end) {
+    const auto part = [&](const TensorView& slab) { return slab.rows(done, end - done); };
+    if (done < end)
+      ops::adamw(p.ctx, part(p.grads), options, part(p.master), part(p.m), part(p.v),
+                 part(weights.slab));
+    done = end;
+  };
+  for (std::size_t i = 0; blocks && i < own.fp8.size(); ++i) {
+    if (!own.fp8[i]) continue;
+    const auto part = [&](const TensorView& slab) {
+      return model::param_view(weights.table, slab, static_cast<int>(i));
+    };
+    const model::Param& param = weights.table.params[i];
+    step_until(param.offset);
+    ops::adamw_quantize(p.ctx, part(p.grads), options, part(p.master), part(p.m), part(p.v),
+                        part(weights.slab), own.precision.weight_pow2, own.forward[i],
+                        own.transposed[i], stats);
+    done = param.offset + param.shape.count();
+  }
+  step_until(weights.table.count);
+  if (blocks) model::end_stats(p.ctx, stats, own);
+  model::requantize(p.ctx, *p.weights, blocks ? &own : nullptr);
+}
+
 void reset_step(Policy& p) {
   tensor::fill_bytes(p.ctx, p.grads, 0);
   p.loss = p.aux_loss = 0;
@@ -213,9 +247,8 @@ StepResult finish_step(Policy& p, double learning_rate) {
     adamw.lr = learning_rate;
     adamw.step = ++p.optimizer_step;
     adamw.clip = ops::clip_factor(result.grad_norm, p.options.max_grad_norm);
-    ops::adamw(p.ctx, p.grads, adamw, p.master, p.m, p.v, p.weights->slab);
+    update_weights(p, adamw);
     update_router_bias(p);
-    model::requantize(p.ctx, *p.weights);
     ++p.weights->version;
   }
   fp8_metrics(p, result.metrics);

@@ -173,6 +173,7 @@ void Engine::accept(const Draw& draw, std::int32_t token, float logprob) {
   s.tokens.push_back(token);
   s.logprobs.push_back(logprob);
   ++stats_.generated_tokens;
+  if (on_token_) on_token_(s.id, token);
   if (auto end = ending(s, detokenize_)) finish(s, std::move(*end));
 }
 
@@ -208,7 +209,8 @@ void Engine::drop_all() {
 std::vector<Finished> Engine::take_finished() { return std::exchange(finished_, {}); }
 
 std::vector<data::Trajectory> Engine::generate(
-    std::vector<Request> requests, const std::function<void(const Progress&)>& on_progress) {
+    std::vector<Request> requests, const std::function<void(const Progress&)>& on_progress,
+    const std::function<void(std::int64_t, std::int32_t)>& on_token) {
   const RequestLimits limit = limits();
   for (const Request& request : requests) check_request(request, limit);
   Progress progress;
@@ -223,6 +225,14 @@ std::vector<data::Trajectory> Engine::generate(
       return true;
     });
   };
+  struct Listening {
+    Engine& engine;
+    ~Listening() { engine.on_token_ = nullptr; }
+  } listening{*this};
+  if (on_token)
+    on_token_ = [&](std::int64_t id, std::int32_t token) {
+      if (id >= first && id < first + progress.total) on_token(id - first, token);
+    };
   try {
     for (Request& request : requests) submit(std::move(request));
     collect();

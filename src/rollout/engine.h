@@ -69,10 +69,12 @@ class Engine {
 
   // All requests to their end; trajectories in the order of the requests. Either all requests are
   // accepted or, with an InputError, none. What on_progress (called after every batch) throws
-  // passes through, and the requests are dropped.
+  // passes through, and the requests are dropped. on_token is called for every sampled token, also
+  // the one that ends an answer, with the request's place among `requests`.
   std::vector<data::Trajectory> generate(
       std::vector<Request> requests,
-      const std::function<void(const Progress&)>& on_progress = nullptr);
+      const std::function<void(const Progress&)>& on_progress = nullptr,
+      const std::function<void(std::int64_t, std::int32_t)>& on_token = nullptr);
 
   std::int64_t unfinished() const { return static_cast<std::int64_t>(sequences_.size()); }
   // The options with the model's values in place of 0.
@@ -91,6 +93,7 @@ class Engine {
   tensor::Context ctx_;
   Options wanted_, options_;
   Detokenize detokenize_;
+  std::function<void(std::int64_t id, std::int32_t token)> on_token_;  // during generate
   model::ModelView model_;
   std::uint64_t version_ = 0;
   model::KvCache cache_;

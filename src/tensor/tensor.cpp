@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <utility>
+
 #include "base/env.h"
 #include "tensor/device.h"
 
@@ -135,11 +137,13 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
   return view;
 }
 
-void Arena::consolidate() {
+std::size_t Arena::consolidate() {
   LOCKSTEP_CHECK(chunk_ == 0 && offset_ == 0, "consolidate: something is taken");
-  if (chunks_.size() <= 1 || peak_ == 0) return;
+  const std::size_t bytes = std::exchange(peak_, 0);
+  if (chunks_.size() <= 1) return bytes;
   chunks_.clear();  // before the new piece: both may not fit
-  chunks_.emplace_back(device_, DType::kE4m3, Shape{static_cast<std::int64_t>(peak_)});
+  chunks_.emplace_back(device_, DType::kE4m3, Shape{static_cast<std::int64_t>(bytes)});
+  return bytes;
 }
 
 void Arena::release(const Mark& mark) {

@@ -129,8 +129,9 @@ class Arena {
   void reset() { release({}); }
   std::size_t peak_bytes() const { return peak_; }
   // Gets one piece as large as the peak so far, so that a pass like the largest one takes no more
-  // memory. Nothing may be taken when it is called; views taken before are gone.
-  void consolidate();
+  // memory, and returns its bytes; the peak counts anew. Nothing may be taken when it is called;
+  // views taken before are gone.
+  std::size_t consolidate();
 
  private:
   Device device_;

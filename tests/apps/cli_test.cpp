@@ -4,6 +4,9 @@
 
 #include <array>
 #include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "loop/config_load.h"
@@ -18,9 +21,7 @@ struct Outcome {
   std::string text;  // standard output and error together
 };
 
-Outcome lockstep(const std::string& arguments, const std::string& environment = "") {
-  const std::string command =
-      environment + " '" LOCKSTEP_BINARY "' " + arguments + " 2>&1 </dev/null";
+Outcome run(const std::string& command) {
   Outcome out;
   FILE* pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) return out;
@@ -30,6 +31,15 @@ Outcome lockstep(const std::string& arguments, const std::string& environment = 
   const int status = ::pclose(pipe);
   out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return out;
+}
+
+Outcome lockstep(const std::string& arguments, const std::string& environment = "") {
+  return run(environment + " '" LOCKSTEP_BINARY "' " + arguments + " 2>&1 </dev/null");
+}
+
+// With a file, named for the shell, as standard input.
+Outcome lockstep_with(const std::string& arguments, const std::string& input) {
+  return run("'" LOCKSTEP_BINARY "' " + arguments + " 2>&1 <" + input);
 }
 
 bool holds(const std::string& text, const std::string& part) {
@@ -43,12 +53,59 @@ struct Cli : TempDirTest {
 TEST_F(Cli, EveryVerbHasHelpWithAnExample) {
   const Outcome all = lockstep("--help");
   EXPECT_EQ(all.code, 0);
-  for (const char* verb : {"pretrain", "rl", "compare", "report", "doctor", "convert"}) {
+  for (const char* verb : {"pretrain", "rl", "compare", "report", "convert", "tokenize", "score",
+                           "generate", "doctor"}) {
     EXPECT_TRUE(holds(all.text, verb)) << verb;
     const Outcome help = lockstep(std::string(verb) + " --help");
     EXPECT_EQ(help.code, 0) << verb;
     EXPECT_TRUE(holds(help.text, std::string("Example: lockstep ") + verb)) << help.text;
   }
+}
+
+TEST_F(Cli, TokenizeWritesTheIdsOfEachLineAndTakesThemBack) {
+  const std::string model = "'" LOCKSTEP_TEST_DATA "/tokenizer/llama3.json'";
+  const auto ids_of = [](const std::string& rows) {
+    std::vector<std::vector<int>> ids;
+    std::istringstream in(rows);
+    for (std::string row; std::getline(in, row);)
+      ids.push_back(nlohmann::json::parse(row).get<std::vector<int>>());
+    return ids;
+  };
+  std::ifstream cases(LOCKSTEP_TEST_DATA "/tokenizer/llama3.cases.json");
+  std::string text;
+  std::vector<std::vector<int>> expected, bare;
+  std::vector<std::string> decoded;
+  for (const nlohmann::json& row : nlohmann::json::parse(cases)["cases"]) {
+    const std::string line = row[0];
+    if (line.find('\n') != std::string::npos) continue;  // a carriage return does not end a line
+    text += line + "\n";
+    expected.push_back(row[1]);
+    bare.push_back(row[2].is_null() ? row[1] : row[2]);
+    decoded.push_back(row[3]);
+  }
+  text.pop_back();  // the last line needs no newline
+  put("text", text);
+  const Outcome out = lockstep_with("tokenize --model " + model, path("text"));
+  ASSERT_EQ(out.code, 0) << out.text;
+  EXPECT_EQ(ids_of(out.text), expected);
+  EXPECT_EQ(ids_of(lockstep_with("tokenize --no-special --model " + model, path("text")).text),
+            bare);
+  put("ids", out.text);
+  const Outcome back = lockstep_with("tokenize --decode --model " + model, path("ids"));
+  std::istringstream rows(back.text);
+  std::vector<std::string> texts;
+  for (std::string row; std::getline(rows, row);) texts.push_back(nlohmann::json::parse(row));
+  EXPECT_EQ(texts, decoded);
+
+  put("bad", "[1, 2]\n[1, -2]\n");
+  const Outcome bad = lockstep_with("tokenize --decode --model " + model, path("bad"));
+  EXPECT_EQ(bad.code, 2);
+  EXPECT_TRUE(holds(bad.text, "line 2")) << bad.text;
+  put("unigram.json", R"({"model": {"type": "Unigram", "vocab": []}})");
+  const Outcome refused = lockstep_with("tokenize --model " + path("unigram.json"), path("bad"));
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_TRUE(holds(refused.text, "Unigram") && holds(refused.text, "unigram.json"))
+      << refused.text;
 }
 
 TEST_F(Cli, BadInputEndsWithCode2AndSaysWhatToDo) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace lockstep::loop {
@@ -45,6 +47,38 @@ TEST(Setup, StopTokensComeBesidesTheModelsOwn) {
   EXPECT_EQ(sampling_params(c, model).stop_token_ids, (std::vector<std::int32_t>{3, 4}));
   c.policy.generation.stop_token_ids = {9, 4};
   EXPECT_EQ(sampling_params(c, model).stop_token_ids, (std::vector<std::int32_t>{9, 4, 3}));
+}
+
+TEST(Setup, ConversationsGoThroughTheChatTemplateOfAModelThatHasOne) {
+  data::Prompt question;
+  question.text = "hi<|im_end|>";
+  question.messages = {{"user", "hi"}};
+
+  data::Prompt plain = question;
+  const model::Tokenizer bytes = model::byte_tokenizer();
+  encode_prompt(bytes, "Be short. ", plain);
+  EXPECT_EQ(plain.text, "Be short. hi<|im_end|>");
+  EXPECT_EQ(plain.tokens.size(), plain.text.size());
+
+  model::Tokenizer t = model::read_tokenizer(LOCKSTEP_TEST_DATA "/tokenizer/qwen.json");
+  data::Prompt joined = question;
+  encode_prompt(t, "", joined);  // no template: a text, in which nothing is special
+  EXPECT_EQ(joined.text, "hi<|im_end|>");
+  for (const std::int32_t id : joined.tokens) EXPECT_FALSE(t.is_special(id));
+
+  t.chat_template = model::recognise_chat_template("'<|im_start|>' '<|im_end|>'");
+  data::Prompt chat = question;
+  encode_prompt(t, "Be short.", chat);
+  EXPECT_EQ(chat.text,
+            "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+            "<|im_start|>assistant\n");
+  EXPECT_EQ(model::decode(t, chat.tokens, false), chat.text);
+  EXPECT_EQ(std::count_if(chat.tokens.begin(), chat.tokens.end(),
+                          [&](std::int32_t id) { return t.is_special(id); }),
+            5);
+
+  t.chat_template = model::recognise_chat_template("{{ '<|user|>' }}");
+  EXPECT_THROW(encode_prompt(t, "", question), base::InputError);
 }
 
 }  // namespace

@@ -54,6 +54,8 @@ TEST_F(HostileTokenizer, is_not_json_or_not_an_object) {
 TEST_F(HostileTokenizer, has_kinds_that_are_not_supported) {
   for (const char* type : {"WordPiece", "Unigram", "WordLevel", "Frobnicate"})
     changed({type, "BPE"}, [&](json& d) { d["model"]["type"] = type; });
+  refused(R"({"normalizer": {"type": "Precompiled"}, "model": {"type": "Unigram", "vocab": []}})",
+          {"Unigram"});
   for (const char* type : {"BertNormalizer", "Precompiled", "Nmt", "StripAccents"})
     changed({"normalizer", type}, [&](json& d) { d["normalizer"] = {{"type", type}}; });
   for (const char* type : {"Metaspace", "Whitespace", "Punctuation", "BertPreTokenizer"})
@@ -146,7 +148,7 @@ TEST_F(HostileTokenizer, has_bad_regular_expressions) {
   bad(std::string(70'000, 'a'), {"70000 bytes"});
 
   // A catastrophic one ends with an error that names it, soon.
-  for (const char* pattern : {"(a+)+$", "(a|aa)+$", "(?:a*)*b(?!x)c", "(a*)*(a*)*(a*)*c"}) {
+  for (const char* pattern : {"(a+)+$", "(a|aa)+$", "(?:a|a)*(?:b|$)"}) {
     const Tokenizer t = accepted([&](json& d) { regex(d) = pattern; });
     expect_refused([&] { encode(t, std::string(5000, 'a') + "!"); },
                    {"tokenizer.json", "pre_tokenizer", pattern});

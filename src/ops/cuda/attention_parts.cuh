@@ -41,15 +41,19 @@ __device__ inline float quad_total(float l) {
 
 // One sequence's part of the batch.
 struct Sequence {
-  std::int64_t begin;  // its first query row
-  int queries, keys;
-  int first_position;  // of its first query
+  std::int64_t begin = 0;  // its first query row
+  int queries = 0, keys = 0;
+  int first_position = 0;  // of its first query
 
+  Sequence() = default;
+  // One beyond the host bounds, for which there may be no room, has no queries.
   __device__ Sequence(const AttentionArgs& a, int s)
       : begin(a.q_offsets[s]),
         queries(a.q_offsets[s + 1] - a.q_offsets[s]),
         keys(a.kv_lengths[s]),
-        first_position(keys - queries) {}
+        first_position(keys - queries) {
+    if (queries > a.longest || keys > a.most_keys) queries = 0;
+  }
 };
 
 // The row of the key and value tensors that holds a position; -1 where there is none.

@@ -66,8 +66,12 @@ Bf16Plan plan_bf16_gemm(std::int64_t M, std::int64_t N, std::int64_t E) {
   const std::int64_t rows = M / E;  // of a group, on average
   if (rows <= 16) return Bf16Plan::kSwap16;
   if (rows <= 64) return Bf16Plan::kSwap64;
-  const std::int64_t large_tiles = (M + 127) / 128 * ((N + 255) / 256);
-  return large_tiles >= kMultiprocessors ? Bf16Plan::k128x256 : Bf16Plan::k128x128;
+  // Rounds of tiles over the multiprocessors, a large tile taking 1.7 times as long.
+  const std::int64_t row_tiles = (M + 127) / 128 + E - 1;
+  const auto rounds = [&](std::int64_t columns) {
+    return (row_tiles * ((N + columns - 1) / columns) + kMultiprocessors - 1) / kMultiprocessors;
+  };
+  return 17 * rounds(256) <= 10 * rounds(128) ? Bf16Plan::k128x256 : Bf16Plan::k128x128;
 }
 
 void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, BLayout layout,

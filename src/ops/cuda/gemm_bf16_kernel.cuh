@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                      const __grid_constant__ CUtensorMap b_map,
                      const __grid_constant__ CUtensorMap d_map, const Bf16Product x) {
   extern __shared__ unsigned char shared[];
-  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   ring.init(8);
   const int warpgroup = warpgroup_index();
   const int depth_tiles = (x.K + Tile::kDepth - 1) / Tile::kDepth;

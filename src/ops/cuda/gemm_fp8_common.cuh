@@ -34,15 +34,24 @@ __device__ __forceinline__ float one_nan(float x) {
   return x == x ? x : __uint_as_float(0x7FC00000u);
 }
 
+// The low word of operand_128b(address), and the operand of a low word. Addresses inside an operand
+// are sums of low words: few instructions lie between a full buffer and the multiplication.
+__device__ __forceinline__ std::uint32_t operand_low(std::uint32_t address) {
+  return static_cast<std::uint32_t>(operand_128b(address));
+}
+__device__ __forceinline__ std::uint64_t operand_of(std::uint32_t low) {
+  return (operand_128b(0) >> 32 << 32) | low;
+}
+
 // d = the part of a block: four steps of 32 from 0 (docs/numerics.md, section 4). a: 64 rows of 128
-// bytes, b: N rows. d is there after finish_block.
+// bytes, b: N rows, low words of operands. d is there after finish_block.
 template <Fp8Type kA, Fp8Type kB, int kCount>
 __device__ __forceinline__ void start_block(float (&d)[kCount], std::uint32_t a, std::uint32_t b) {
-  const std::uint64_t operand_a = operand_128b(a), operand_b = operand_128b(b);
   keep_registers(d);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) wgmma_fp8<kA, kB>(d, operand_a + 2 * k, operand_b + 2 * k, k > 0);
+  for (int k = 0; k < 4; ++k)
+    wgmma_fp8<kA, kB>(d, operand_of(a + 2 * k), operand_of(b + 2 * k), k > 0);
   wgmma_commit();
   keep_registers(d);
 }

@@ -43,7 +43,8 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
     mbarrier_wait(ring.full(), ring.phase);
     const std::uint32_t at =
         stages + static_cast<std::uint32_t>(ring.stage * FewShape::kStageBytes);
-    start_block<kB, kA>(part, at + 8192 * (warp / 4), at + FewShape::kWeightBytes);
+    start_block<kB, kA>(part, operand_low(at + 8192 * (warp / 4)),
+                        operand_low(at + FewShape::kWeightBytes));
     float s[kPairs][2];
     if constexpr (kBlock) {
       const std::uint32_t scale =

@@ -28,6 +28,25 @@ inline CUtensorMap weight_map(const TensorView& codes_ENK, int box_rows) {
                     CU_TENSOR_MAP_SWIZZLE_128B, "fp8_gemm b");
 }
 
+// How many clusters run at the same time: a cluster lies in one of the GPU's processor groups,
+// whose sizes differ, so it may be less than the multiprocessors would hold.
+inline int active_clusters(void (*kernel)(CUtensorMap, CUtensorMap, GemmArguments), int threads,
+                           int shared_bytes, int cluster) {
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = static_cast<unsigned>(cluster);
+  size.val.clusterDim.y = size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.attrs = &size;
+  config.numAttrs = 1;
+  int count = 0;
+  tensor::check_cuda(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "fp8_gemm");
+  return count > 0 ? count : 1;
+}
+
 // As many stages as fit. CTAs for the most tiles that M rows can make, in clusters.
 template <typename Shape>
 void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, GemmArguments),
@@ -45,10 +64,11 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
                                      ? (x.M + Shape::kTileRows - 1) / Shape::kTileRows
                                      : x.M / Shape::kTileRows + (x.experts > x.M ? x.M : x.experts);
   const std::int64_t tiles = row_tiles * ((x.N + tile_columns - 1) / tile_columns);
-  const std::int64_t most = kMultiprocessors / cluster;
-  const auto blocks = static_cast<unsigned>((tiles < most ? tiles : most) * cluster);
   tensor::check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "fp8_gemm");
+  const std::int64_t most =
+      cluster == 1 ? kMultiprocessors : active_clusters(kernel, Shape::kThreads, bytes, cluster);
+  const auto blocks = static_cast<unsigned>((tiles < most ? tiles : most) * cluster);
   kernel<<<blocks, Shape::kThreads, static_cast<std::size_t>(bytes), stream_of(ctx)>>>(
       rows_map(in.a.codes_MK, row_box), weight_map(in.b.codes_ENK, column_box), x);
   LOCKSTEP_CUDA_LAUNCHED("fp8_gemm");
@@ -76,14 +96,10 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
     switch (plan) {
       case GemmPlan::k256x128:
         return launch_rows<kA, kB, kScaling, 2, 2, 128>(ctx, in);
-      case GemmPlan::k256x128Cluster:
+      case GemmPlan::k256x128Pair:
         return launch_rows<kA, kB, kScaling, 2, 2, 128, 2>(ctx, in);
-      case GemmPlan::k128x128Cluster:
-        return launch_rows<kA, kB, kScaling, 2, 1, 128, 2>(ctx, in);
-      case GemmPlan::k192x128Cluster:
-        return launch_rows<kA, kB, kScaling, 3, 1, 128, 2>(ctx, in);
-      case GemmPlan::k128x160:
-        return launch_rows<kA, kB, kScaling, 2, 1, 160>(ctx, in);
+      case GemmPlan::k256x128Quad:
+        return launch_rows<kA, kB, kScaling, 2, 2, 128, 4>(ctx, in);
       case GemmPlan::k128x192:
         return launch_rows<kA, kB, kScaling, 2, 1, 192>(ctx, in);
       case GemmPlan::k192x128:

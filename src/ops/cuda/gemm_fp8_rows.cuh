@@ -7,7 +7,8 @@
 // steps and is then promoted into `sum` (docs/numerics.md, sections 4 and 6); the other warpgroups
 // multiply meanwhile. Rows of the next expert may be loaded and multiplied; they are not stored.
 //
-// kCluster = 2: two CTAs with neighbouring column tiles load one half of A each, for both.
+// kCluster = 2 or 4: CTAs with neighbouring column tiles load the slices of A in turn, each for
+// all.
 #pragma once
 
 #include "ops/cuda/gemm_fp8_common.cuh"
@@ -23,8 +24,8 @@ struct RowsShape {
   static constexpr int kStageBytes = kABytes + kBBytes;
   static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
   static constexpr int kGroups = kColumns == 128 ? 1 : 2;  // scales of B that a tile meets
-  static constexpr int kPiece = kColumns % 64 == 0 ? 64 : 32;
-  static constexpr int kWarpStaging = 16 * kPiece * 2;  // BF16 results of a warp's 16 rows
+  static constexpr int kPiece = 64;                        // columns that are staged at a time
+  static constexpr int kWarpStaging = 16 * kPiece * 2;     // BF16 results of a warp's 16 rows
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
   static constexpr int kRowGroup = 2048 / kTileRows;  // row tiles that go together
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
@@ -156,6 +157,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
     const int group = warp / 4;
     const std::uint32_t warp_staging =
         staging + static_cast<std::uint32_t>(warp * Shape::kWarpStaging);
+    const std::uint32_t first_stage = operand_low(stages);
     float sum[kWaves][kColumns / 2], part[kColumns / 2];
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) part[i] = 0.0f;
@@ -173,15 +175,16 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
       const int first_group = 128 - column % 128;
       for (int g = 0; g < blocks; ++g, ring.advance()) {
         mbarrier_wait(ring.full(), ring.phase);
-        const std::uint32_t a =
-            stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
+        const std::uint32_t stage =
+            first_stage + static_cast<std::uint32_t>(ring.stage * (Shape::kStageBytes / 16));
         const std::uint32_t a_scale =
             scales + static_cast<std::uint32_t>(ring.stage * Shape::kScaleBytes);
         if (waves <= 0) release_stage<kCluster>(ring.empty(), lane);
 #pragma unroll
         for (int w = 0; w < kWaves; ++w) {
           if (w >= waves) continue;
-          start_block<kA, kB>(part, a + 8192 * (group + w * kConsumers), a + Shape::kABytes);
+          start_block<kA, kB>(part, stage + 512 * (group + w * kConsumers),
+                              stage + Shape::kABytes / 16);
           float s[Shape::kGroups][2];
           if constexpr (kBlock) {
             const std::uint32_t mine =

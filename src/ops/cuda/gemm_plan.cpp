@@ -6,10 +6,11 @@
 
 namespace lockstep::ops::cuda {
 
+static constexpr std::int64_t kMultiprocessors = 132;
+
 const std::vector<std::string>& gemm_plan_names() {
-  static const std::vector<std::string> names = {"256x128",  "256x128c", "128x128",
-                                                 "128x128c", "128x160",  "128x192",
-                                                 "192x128",  "192x128c", "few"};
+  static const std::vector<std::string> names = {
+      "256x128", "256x128-pair", "256x128-quad", "128x128", "128x192", "192x128", "few"};
   return names;
 }
 
@@ -17,11 +18,12 @@ GemmPlan plan_gemm(std::int64_t E, std::int64_t M, std::int64_t N, std::int64_t 
   const auto& names = gemm_plan_names();
   if (const auto forced = base::env_choice("LOCKSTEP_PLAN", names))
     return static_cast<GemmPlan>(std::find(names.begin(), names.end(), *forced) - names.begin());
-  (void)N, (void)K;
+  (void)K;
   const std::int64_t rows = M / E;
-  if (rows <= 64) return GemmPlan::kFew;
-  if (rows <= 128) return GemmPlan::k128x128;
-  return GemmPlan::k256x128;
+  if (rows <= 48) return GemmPlan::kFew;
+  const std::int64_t tiles = E * ((rows + 255) / 256) * ((N + 127) / 128);
+  if (rows <= 160 || tiles < kMultiprocessors) return GemmPlan::k128x128;
+  return GemmPlan::k256x128Pair;
 }
 
 }  // namespace lockstep::ops::cuda

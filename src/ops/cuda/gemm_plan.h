@@ -9,14 +9,12 @@
 namespace lockstep::ops::cuda {
 
 enum class GemmPlan {
-  k256x128,         // tiles of rows x columns
-  k256x128Cluster,  // pairs of CTAs share the rows
+  k256x128,      // tiles of rows x columns
+  k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
+  k256x128Quad,  // four
   k128x128,
-  k128x128Cluster,
-  k128x160,
   k128x192,
   k192x128,
-  k192x128Cluster,
   kFew,  // up to 64 rows a tile, for decode
 };
 

@@ -25,16 +25,17 @@ struct RingPosition {
   }
 };
 
+inline constexpr int kSharedMemory = 232448;             // that a block may have
 inline constexpr int kRingBarriers = 1024;               // bytes behind the stages
 inline constexpr int kRingSlack = 1024 + kRingBarriers;  // with alignment to 1024 bytes
 
 template <int kStages, int kStageBytes>
-class Ring {
+class StageRing {
  public:
   static_assert(kStageBytes % 1024 == 0 && 16 * kStages + 64 <= kRingBarriers);
   using Position = RingPosition<kStages>;
 
-  __device__ explicit Ring(const void* shared)
+  __device__ explicit StageRing(const void* shared)
       : stages_((shared_address(shared) + 1023) & ~1023u),
         barriers_(stages_ + kStages * kStageBytes) {}
   // All threads of the block; `readers` = warps that will release each stage.

@@ -28,14 +28,28 @@ inline constexpr int kStoreBoxBytes = kStoreBoxRows * 128;
 template <typename Output>
 inline constexpr int kStoreBoxColumns = 128 / static_cast<int>(sizeof(Output));
 
-// Where this thread's values of rows lane / 4 + 8 h (of its warp's 16) and columns 8 j + 2 (lane %
-// 4) + {0, 1} lie in a box. A warp's accesses hit no bank twice.
+// A thread's pair number (h, j) of a box and where it lies: row lane / 4 + 8 h of the warp's 16,
+// columns 8 j + 2 (lane % 4) + {0, 1}. In FP32 odd rows have columns j ^ 2 instead, so that half a
+// warp's accesses of 8 bytes hit no bank twice; in BF16 a warp's of 4 bytes do not anyway.
 template <typename Output>
 __device__ __forceinline__ std::uint32_t place_in_box(std::uint32_t box, int h, int j) {
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4 + 8 * h;
   const int byte = (8 * j + 2 * (lane % 4)) * static_cast<int>(sizeof(Output));
-  return box + static_cast<std::uint32_t>(row * 128 + (byte ^ (lane / 4 * 16)));
+  const int odd = sizeof(Output) == 4 ? lane / 4 % 2 * 64 : 0;
+  return box + static_cast<std::uint32_t>(row * 128 + (byte ^ (lane / 4 * 16) ^ odd));
+}
+// That pair of box b among a thread's values of wgmma's D.
+template <typename Output, int kCount>
+__device__ __forceinline__ float2 pair_of_box(const float (&values)[kCount], int b, int h, int j) {
+  const int first = 4 * (b * kStoreBoxColumns<Output> / 8) + 2 * h;
+  const float2 even = make_float2(values[first + 4 * j], values[first + 4 * j + 1]);
+  if constexpr (sizeof(Output) != 4) {
+    return even;
+  } else {
+    const float2 odd = make_float2(values[first + 4 * (j ^ 2)], values[first + 4 * (j ^ 2) + 1]);
+    return threadIdx.x / 4 % 2 == 0 ? even : odd;
+  }
 }
 __device__ __forceinline__ void put_pair(std::uint32_t at, float low, float high, float /*type*/) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(canonical(low)),
@@ -73,8 +87,8 @@ __device__ __forceinline__ void store_through_boxes(const CUtensorMap* map, std:
       for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int at = 4 * (b * (kColumns / 8) + j) + 2 * h;
-          put_pair(place_in_box<Output>(box, h, j), values[at], values[at + 1], Output{});
+          const float2 pair = pair_of_box<Output>(values, b, h, j);
+          put_pair(place_in_box<Output>(box, h, j), pair.x, pair.y, Output{});
         }
     }
     fence_async_shared();

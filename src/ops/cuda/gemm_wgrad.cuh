@@ -20,18 +20,17 @@ struct WgradPlace {
   int expert, row, column;  // of d
 };
 
-template <int kWarpgroupsOfTile, int kColumnsOfTile>
 struct WgradTile {
-  static constexpr int kWarpgroups = kWarpgroupsOfTile;  // that multiply, 64 rows each
-  static constexpr int kRows = 64 * kWarpgroups, kColumns = kColumnsOfTile;
+  static constexpr int kWarpgroups = 2;  // that multiply, 64 rows each
+  static constexpr int kRows = 64 * kWarpgroups, kColumns = 128;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kRegisters = kWarpgroups == 2 ? 232 : 160;
-  static constexpr int kOtherRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kRegisters = 232, kOtherRegisters = 40;
   static constexpr int kValues = kColumns / 2;  // of a thread
   // A warpgroup's results in shared memory.
   static constexpr int kBoxes = kColumns / kStoreBoxColumns<float>;
   static constexpr int kBoxBytes = kBoxes * kStoreBoxBytes;
   static constexpr int kShared = kRingSlack + kWarpgroups * kBoxBytes;  // beside the stages
+  static constexpr int kStageMemory = kSharedMemory - kShared;
 
   __host__ __device__ static int count(const WeightGradient& x) {
     return x.experts * ((x.N + kRows - 1) / kRows) * ((x.K + kColumns - 1) / kColumns);
@@ -55,9 +54,9 @@ struct WgradTile {
 // boxes are free), and `done`, the results are.
 struct WgradBoxes {
   std::uint32_t memory, ready, done;
-  template <typename Tile, typename AnyRing>
+  template <typename AnyRing>
   __device__ static WgradBoxes of(const AnyRing& ring, int warpgroup) {
-    return {ring.end() + static_cast<std::uint32_t>(warpgroup * Tile::kBoxBytes),
+    return {ring.end() + static_cast<std::uint32_t>(warpgroup * WgradTile::kBoxBytes),
             ring.own_barrier(2 * warpgroup), ring.own_barrier(2 * warpgroup + 1)};
   }
   __device__ void init() const {
@@ -67,27 +66,34 @@ struct WgradBoxes {
 };
 
 // The warp that moves the results of warpgroup `warpgroup`; one thread.
-template <typename Tile, bool kAccumulate>
+template <bool kAccumulate>
 __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
                              const WgradBoxes& boxes, int warpgroup) {
   std::uint32_t parity = 0;
-  for (int tile = static_cast<int>(blockIdx.x); tile < Tile::count(x);
+  for (int tile = static_cast<int>(blockIdx.x); tile < WgradTile::count(x);
        tile += static_cast<int>(gridDim.x), parity ^= 1) {
-    const WgradPlace place = Tile::place(x, tile);
+    const WgradPlace place = WgradTile::place(x, tile);
     const auto box = [&](int b) {
       return boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes);
     };
     const auto column = [&](int b) { return place.column + b * kStoreBoxColumns<float>; };
     const int row = place.row + warpgroup * kStoreBoxRows;
     if constexpr (kAccumulate) {
-      mbarrier_arrive_expect(boxes.ready, Tile::kBoxBytes);
-      for (int b = 0; b < Tile::kBoxes; ++b)
+      mbarrier_arrive_expect(boxes.ready, WgradTile::kBoxBytes);
+      for (int b = 0; b < WgradTile::kBoxes; ++b)
         tma_load_3d(box(b), d_map, boxes.ready, column(b), row, place.expert, L2Hint::kEvictFirst);
+      // The boxes are free late; the next tile's old values are on their way to the L2 cache.
+      if (const int next = tile + static_cast<int>(gridDim.x); next < WgradTile::count(x)) {
+        const WgradPlace behind = WgradTile::place(x, next);
+        for (int b = 0; b < WgradTile::kBoxes; ++b)
+          tma_prefetch_3d(d_map, behind.column + b * kStoreBoxColumns<float>,
+                          behind.row + warpgroup * kStoreBoxRows, behind.expert);
+      }
     } else {
       mbarrier_arrive(boxes.ready);
     }
     mbarrier_wait(boxes.done, parity);
-    for (int b = 0; b < Tile::kBoxes; ++b)
+    for (int b = 0; b < WgradTile::kBoxes; ++b)
       tma_store_3d(d_map, box(b), column(b), row, place.expert);
     tma_store_commit();
     tma_store_wait_read<0>();
@@ -95,24 +101,24 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
 }
 
 // A warpgroup's results to its boxes: old + acc or acc.
-template <typename Tile, bool kAccumulate>
+template <bool kAccumulate>
 __device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint32_t parity,
-                                             const float (&acc)[Tile::kValues]) {
+                                             const float (&acc)[WgradTile::kValues]) {
   mbarrier_wait(boxes.ready, parity);
 #pragma unroll
-  for (int b = 0; b < Tile::kBoxes; ++b)
+  for (int b = 0; b < WgradTile::kBoxes; ++b)
 #pragma unroll
     for (int j = 0; j < 4; ++j)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const std::uint32_t at = place_in_box<float>(
             boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes), h, j);
-        const int i = 4 * (4 * b + j) + 2 * h;
+        const float2 pair = pair_of_box<float>(acc, b, h, j);
         if constexpr (kAccumulate) {
           const float2 old = take_pair(at);
-          put_pair(at, old.x + acc[i], old.y + acc[i + 1], 0.0f);
+          put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
         } else {
-          put_pair(at, acc[i], acc[i + 1], 0.0f);
+          put_pair(at, pair.x, pair.y, 0.0f);
         }
       }
   fence_async_shared();

@@ -10,13 +10,4 @@ void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Colu
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
                           const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK);
 
-// Which tile is used, rows x columns of d; every one gives the same bits.
-enum class WgradPlan { k128x128, k128x192, k192x128 };
-void fp8_weight_gradient(const Context& ctx, WgradPlan plan, const Fp8Columns& dy,
-                         const Fp8Columns& x, const Segments& segments, bool accumulate,
-                         const TensorView& d_ENK);
-void bf16_weight_gradient(const Context& ctx, WgradPlan plan, const TensorView& dy_MN,
-                          const TensorView& x_MK, const TensorView& offsets_E1, bool accumulate,
-                          const TensorView& d_ENK);
-
 }  // namespace lockstep::ops::cuda

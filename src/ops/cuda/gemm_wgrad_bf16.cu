@@ -19,17 +19,14 @@ constexpr int kDepth = 64;           // rows a stage
 constexpr int kSlab = kDepth * 128;  // [rows, 64 columns] of an operand
 
 // A stage: slabs of dy, then those of x.
-template <int kWarpgroups, int kColumns>
-struct Bf16WgradTile : WgradTile<kWarpgroups, kColumns> {
-  using Base = WgradTile<kWarpgroups, kColumns>;
-  static constexpr int kSlabs = kWarpgroups + kColumns / 64;
+struct Tile : WgradTile {
+  static constexpr int kSlabs = (kRows + kColumns) / 64;
   static constexpr int kStageBytes = kSlabs * kSlab;
-  static constexpr int kStages = (232448 - Base::kShared) / kStageBytes;
-  static constexpr int kAllShared = kStages * kStageBytes + Base::kShared;
+  static constexpr int kStages = kStageMemory / kStageBytes;
+  static constexpr int kAllShared = kStages * kStageBytes + kShared;
 };
 
 // Rows [begin, end) of the stage's slabs to zero; all warpgroups that multiply.
-template <typename Tile>
 __device__ void clear_rows(std::uint32_t stage, int begin, int end) {
   const int units = (end - begin) * 8;  // of 16 bytes, in each slab
   for (int u = static_cast<int>(threadIdx.x); u < units; u += 128 * Tile::kWarpgroups)
@@ -42,15 +39,15 @@ __device__ void clear_rows(std::uint32_t stage, int begin, int end) {
   named_sync(1, 128 * Tile::kWarpgroups);
 }
 
-template <typename Tile, bool kAccumulate>
+template <bool kAccumulate>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     bf16_wgrad_kernel(const __grid_constant__ CUtensorMap dy_map,
                       const __grid_constant__ CUtensorMap x_map,
                       const __grid_constant__ CUtensorMap d_map, const WeightGradient x) {
   extern __shared__ unsigned char shared[];
-  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
-    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
   }
   ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = warpgroup_index();
@@ -63,8 +60,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if (!elect_one()) return;
     if (warp > Tile::kWarpgroups) return;
     if (warp > 0)
-      return move_results<Tile, kAccumulate>(x, &d_map, WgradBoxes::of<Tile>(ring, warp - 1),
-                                             warp - 1);
+      return move_results<kAccumulate>(x, &d_map, WgradBoxes::of(ring, warp - 1), warp - 1);
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
       const WgradPlace place = Tile::place(x, tile);
@@ -84,51 +80,67 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   }
 
   take_registers<Tile::kRegisters>();
-  const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
+  const WgradBoxes boxes = WgradBoxes::of(ring, warpgroup);
   std::uint32_t parity = 0;
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
-       tile += static_cast<int>(gridDim.x), parity ^= 1) {
-    const WgradPlace place = Tile::place(x, tile);
-    const int rows =
-        x.offsets_E1 == nullptr ? x.M : x.offsets_E1[place.expert + 1] - x.offsets_E1[place.expert];
-    float acc[Tile::kValues];
-#pragma unroll
-    for (float& c : acc) c = 0.0f;
-    for (int row = 0; row < rows; row += kDepth, at.advance()) {
+  float acc[Tile::kValues], done[Tile::kValues];
+  // Continues the chain (or starts it) with the next stage, of whose rows `left` are the expert's;
+  // returns the stage. With left <= 0 the product is of whatever the stage holds, for nobody: the
+  // compiler wants no branch around it.
+  const auto multiply = [&](int left, bool start) {
+    const int stage = at.stage;
+    const std::uint32_t operands = ring.stage(stage);
+    if (left > 0) {
       ring.wait_full(at);
-      const std::uint32_t stage = ring.stage(at);
-      const std::uint32_t dy = stage + static_cast<std::uint32_t>(warpgroup * kSlab);
-      if (rows - row < kDepth) clear_rows<Tile>(stage, rows - row, kDepth);
-      keep_registers(acc);
-      wgmma_fence();
+      at.advance();
+      if (left < kDepth) clear_rows(operands, left, kDepth);
+    }
+    const std::uint32_t dy = operands + static_cast<std::uint32_t>(warpgroup * kSlab);
+    const std::uint32_t columns = operands + Tile::kWarpgroups * kSlab;
+    keep_registers(acc);
+    wgmma_fence();
 #pragma unroll
-      for (int step = 0; step < kDepth / 16; ++step)
-        wgmma_bf16<Major::kMn, Major::kMn>(
-            acc, operand_128b(dy + static_cast<std::uint32_t>(step * 2048), 1024, kSlab),
-            operand_128b(
-                stage + Tile::kWarpgroups * kSlab + static_cast<std::uint32_t>(step * 2048), 1024,
-                kSlab),
-            true);
-      wgmma_commit();
-      keep_registers(acc);
+    for (std::uint32_t k = 0; k < kDepth; k += 16)
+      wgmma_bf16<Major::kMn, Major::kMn>(acc, operand_128b(dy + k * 128, 1024, kSlab),
+                                         operand_128b(columns + k * 128, 1024, kSlab),
+                                         !start || k > 0);
+    wgmma_commit();
+    keep_registers(acc);
+    return stage;
+  };
+  // The results of a tile leave while the first product of the next is computed.
+  const int first_tile = static_cast<int>(blockIdx.x), stride = static_cast<int>(gridDim.x);
+  for (int tile = first_tile; tile < tiles; tile += stride) {
+    const int expert = Tile::place(x, tile).expert;
+    const int rows =
+        x.offsets_E1 == nullptr ? x.M : x.offsets_E1[expert + 1] - x.offsets_E1[expert];
+    int held = multiply(rows, true);
+    if (tile != first_tile) {
+      give_results<kAccumulate>(boxes, parity, done);
+      parity ^= 1;
+    }
+    for (int row = kDepth; row < rows; row += kDepth) {
+      const int stage = multiply(rows - row, false);
       wgmma_wait<1>();
-      if (row > 0) ring.release_before(at);
+      ring.release(held);
+      held = stage;
     }
     wgmma_wait<0>();
     keep_registers(acc);
-    if (rows > 0) ring.release_before(at);
-    give_results<Tile, kAccumulate>(boxes, parity, acc);
+    if (rows > 0) ring.release(held);
+#pragma unroll
+    for (int i = 0; i < Tile::kValues; ++i) done[i] = rows > 0 ? acc[i] : 0.0f;
   }
+  if (first_tile < tiles) give_results<kAccumulate>(boxes, parity, done);
 }
 
-template <typename Tile, bool kAccumulate>
+template <bool kAccumulate>
 void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
             const WeightGradient& x) {
   const auto map = [&](const TensorView& t, std::int64_t columns) {
     return tensor_map(t.data, DType::kBf16, {{columns, 2, 64}, {x.M, columns * 2, kDepth}},
                       CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
   };
-  const auto kernel = bf16_wgrad_kernel<Tile, kAccumulate>;
+  const auto kernel = bf16_wgrad_kernel<kAccumulate>;
   allow_shared_memory(kernel, Tile::kAllShared);
   const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
   kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
@@ -136,19 +148,12 @@ void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
   LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
 }
 
-template <typename Tile>
-void launch_tile(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                 bool accumulate, const WeightGradient& x) {
-  accumulate ? launch<Tile, true>(ctx, dy_MN, x_MK, x) : launch<Tile, false>(ctx, dy_MN, x_MK, x);
-}
-
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 }  // namespace
 
-void bf16_weight_gradient(const Context& ctx, WgradPlan plan, const TensorView& dy_MN,
-                          const TensorView& x_MK, const TensorView& offsets_E1, bool accumulate,
-                          const TensorView& d_ENK) {
+void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
   const std::int64_t M = dy_MN.dim(0), E = d_ENK.dim(0), N = d_ENK.dim(1), K = d_ENK.dim(2);
   if (E == 0 || N == 0 || K == 0) return;
   const std::int32_t* offsets = offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr;
@@ -164,19 +169,7 @@ void bf16_weight_gradient(const Context& ctx, WgradPlan plan, const TensorView& 
                          static_cast<int>(M),
                          static_cast<int>(N),
                          static_cast<int>(K)};
-  switch (plan) {
-    case WgradPlan::k128x128:
-      return launch_tile<Bf16WgradTile<2, 128>>(ctx, dy_MN, x_MK, accumulate, x);
-    case WgradPlan::k128x192:
-      return launch_tile<Bf16WgradTile<2, 192>>(ctx, dy_MN, x_MK, accumulate, x);
-    case WgradPlan::k192x128:
-      return launch_tile<Bf16WgradTile<3, 128>>(ctx, dy_MN, x_MK, accumulate, x);
-  }
-}
-
-void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
-  bf16_weight_gradient(ctx, WgradPlan::k128x128, dy_MN, x_MK, offsets_E1, accumulate, d_ENK);
+  accumulate ? launch<true>(ctx, dy_MN, x_MK, x) : launch<false>(ctx, dy_MN, x_MK, x);
 }
 
 }  // namespace lockstep::ops::cuda

@@ -19,16 +19,12 @@ using tensor::DType;
 constexpr int kBlock = numerics::kQuantBlock;
 static_assert(kBlock == 128);
 // A stage: dy codes, x codes, dy scales, x scales.
-template <int kWarpgroups, int kColumns>
-struct Fp8WgradTile : WgradTile<kWarpgroups, kColumns> {
-  using Base = WgradTile<kWarpgroups, kColumns>;
-  // Products that a thread has room for: with two, one is added while the other is computed.
-  static constexpr int kParts = kWarpgroups == 2 && kColumns == 128 ? 2 : 1;
-  static constexpr int kDyBytes = Base::kRows * kBlock, kXBytes = kColumns * kBlock;
-  static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * Base::kRows;
-  static constexpr int kStageBytes = (kXScales + 4 * kColumns + 1023) / 1024 * 1024;
-  static constexpr int kStages = (232448 - Base::kShared) / kStageBytes;
-  static constexpr int kAllShared = kStages * kStageBytes + Base::kShared;
+struct Tile : WgradTile {
+  static constexpr int kDyBytes = kRows * kBlock, kXBytes = kColumns * kBlock;
+  static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * kRows;
+  static constexpr int kStageBytes = kXScales + 4 * kColumns;
+  static constexpr int kStages = kStageMemory / kStageBytes;
+  static constexpr int kAllShared = kStages * kStageBytes + kShared;
 };
 
 struct Fp8Maps {
@@ -44,7 +40,6 @@ __device__ __forceinline__ float load_shared(std::uint32_t from) {
 // acc = fma(part, sdy * sx, acc) with the scales of the part's block. Half of the scales are read
 // before the part is waited for, the rest behind it: reads of shared memory are slow beside
 // wgmma's.
-template <typename Tile>
 struct Promotion {
   static constexpr int kHalf = Tile::kColumns / 16;  // of the pairs of x's scales
   std::uint32_t of_x;
@@ -79,7 +74,6 @@ struct Promotion {
 };
 
 // acc * (sdy[n] * sx[k]) of scales [E, N] and [E, K].
-template <typename Tile>
 __device__ __forceinline__ void scale_rows(const WeightGradient& g, const WgradPlace& place,
                                            const float* dy_scales, const float* x_scales,
                                            float (&acc)[Tile::kValues]) {
@@ -100,14 +94,14 @@ __device__ __forceinline__ void scale_rows(const WeightGradient& g, const WgradP
   }
 }
 
-template <typename Tile, Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
+template <Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     fp8_wgrad_kernel(const __grid_constant__ Fp8Maps maps, const WeightGradient g,
                      const float* dy_scales, const float* x_scales) {
   extern __shared__ unsigned char shared[];
-  const Ring<Tile::kStages, Tile::kStageBytes> ring(shared);
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
-    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of<Tile>(ring, w).init();
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
   }
   ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = warpgroup_index();
@@ -123,8 +117,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if (!elect_one()) return;
     if (warp > Tile::kWarpgroups) return;
     if (warp > 0)
-      return move_results<Tile, kAccumulate>(g, &maps.d, WgradBoxes::of<Tile>(ring, warp - 1),
-                                             warp - 1);
+      return move_results<kAccumulate>(g, &maps.d, WgradBoxes::of(ring, warp - 1), warp - 1);
     constexpr int kCodeBytes = Tile::kDyBytes + Tile::kXBytes;
     constexpr int kBytes =
         kCodeBytes + (kScaling == Scaling::kBlock ? 4 * (Tile::kRows + Tile::kColumns) : 0);
@@ -147,15 +140,18 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   }
 
   take_registers<Tile::kRegisters>();
-  const WgradBoxes boxes = WgradBoxes::of<Tile>(ring, warpgroup);
+  const WgradBoxes boxes = WgradBoxes::of(ring, warpgroup);
   std::uint32_t parity = 0;
   float acc[Tile::kValues], part[Tile::kValues], other[Tile::kValues];
   const std::uint32_t my_rows = static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
-  // Starts the product of the next block; returns its stage.
-  const auto multiply = [&](float(&into)[Tile::kValues]) {
+  // Starts the product of the next block; returns its stage. Where there is none (`real` is false)
+  // of whatever the stage holds, for nobody: the compiler wants no branch around it.
+  const auto multiply = [&](float(&into)[Tile::kValues], bool real) {
     const int stage = at.stage;
-    ring.wait_full(at);
-    at.advance();
+    if (real) {
+      ring.wait_full(at);
+      at.advance();
+    }
     const std::uint64_t dy = operand_128b(ring.stage(stage) + my_rows);
     const std::uint64_t x = operand_128b(ring.stage(stage) + Tile::kDyBytes);
     keep_registers(into);
@@ -167,18 +163,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     return stage;
   };
   // Waits until at most kPending later products are under way, and adds this one.
-  const auto add = [&]<int kPending>(float(&from)[Tile::kValues], int stage,
-                                     std::integral_constant<int, kPending>) {
+  const auto add = [&]<int kPending>(std::integral_constant<int, kPending>,
+                                     float(&from)[Tile::kValues], int stage, bool real) {
     if constexpr (kScaling == Scaling::kBlock) {
-      Promotion<Tile> promotion(ring.stage(stage));
+      Promotion promotion(ring.stage(stage));
       wgmma_wait<kPending>();
       keep_registers(from);
+      if (!real) return;
       promotion.load_half(1);
       ring.release(stage);
       promotion.add(from, acc);
     } else {
       wgmma_wait<kPending>();
       keep_registers(from);
+      if (!real) return;
       ring.release(stage);
 #pragma unroll
       for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + from[i];
@@ -187,40 +185,46 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   };
   constexpr std::integral_constant<int, 0> kLast{};
   constexpr std::integral_constant<int, 1> kOneBehind{};
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
-       tile += static_cast<int>(gridDim.x), parity ^= 1) {
-    const WgradPlace place = Tile::place(g, tile);
-    const int blocks = blocks_of(place.expert);
+
+  // The tensor cores have the next block's product while one is added, and the next tile's first
+  // while a tile's results leave. (Nothing is under way at the end of a loop's body: the compiler
+  // would put everything in a row.)
+  const int first_tile = static_cast<int>(blockIdx.x), stride = static_cast<int>(gridDim.x);
+  for (int tile = first_tile; tile < tiles; tile += stride) {
+    const int blocks = blocks_of(Tile::place(g, tile).expert);
+    const int s0 = multiply(part, blocks > 0);
+    if (tile != first_tile) {
+      give_results<kAccumulate>(boxes, parity, acc);
+      parity ^= 1;
+    }
 #pragma unroll
     for (float& c : acc) c = 0.0f;
-    // With two parts the tensor cores have the next block's product while one is added. (Nothing
-    // is under way at the end of a loop's body: the compiler would put everything in a row.)
-    int b = 0;
-    if constexpr (Tile::kParts == 2) {
-      for (; b + 4 <= blocks; b += 4) {
-        const int s0 = multiply(part), s1 = multiply(other);
-        add(part, s0, kOneBehind);
-        const int s2 = multiply(part);
-        add(other, s1, kOneBehind);
-        const int s3 = multiply(other);
-        add(part, s2, kOneBehind);
-        add(other, s3, kLast);
-      }
-      if (b + 2 <= blocks) {
-        const int s0 = multiply(part), s1 = multiply(other);
-        add(part, s0, kOneBehind);
-        add(other, s1, kLast);
-        b += 2;
-      }
+    const int s1 = multiply(other, blocks > 1);
+    add(kOneBehind, part, s0, blocks > 0);
+    const int s2 = multiply(part, blocks > 2);
+    add(kOneBehind, other, s1, blocks > 1);
+    const int s3 = multiply(other, blocks > 3);
+    add(kOneBehind, part, s2, blocks > 2);
+    add(kLast, other, s3, blocks > 3);
+    int b = 4;
+    for (; b + 4 <= blocks; b += 4) {
+      const int t0 = multiply(part, true), t1 = multiply(other, true);
+      add(kOneBehind, part, t0, true);
+      const int t2 = multiply(part, true);
+      add(kOneBehind, other, t1, true);
+      const int t3 = multiply(other, true);
+      add(kOneBehind, part, t2, true);
+      add(kLast, other, t3, true);
     }
-    for (; b < blocks; ++b) {
-      const int stage = multiply(part);
-      add(part, stage, kLast);
+    for (; b < blocks; b += 2) {
+      const int t0 = multiply(part, true), t1 = multiply(other, b + 1 < blocks);
+      add(kOneBehind, part, t0, true);
+      add(kLast, other, t1, b + 1 < blocks);
     }
     if constexpr (kScaling == Scaling::kRow)
-      if (blocks > 0) scale_rows<Tile>(g, place, dy_scales, x_scales, acc);
-    give_results<Tile, kAccumulate>(boxes, parity, acc);
+      if (blocks > 0) scale_rows(g, Tile::place(g, tile), dy_scales, x_scales, acc);
   }
+  if (first_tile < tiles) give_results<kAccumulate>(boxes, parity, acc);
 }
 
 struct Launch {
@@ -230,7 +234,7 @@ struct Launch {
   bool accumulate;
 };
 
-template <typename Tile, Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
+template <Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
 void launch(const Launch& l) {
   const std::int64_t R = l.dy.codes_NR.dim(1), blocks = (R + kBlock - 1) / kBlock;
   const auto codes = [&](const Fp8Columns& c, std::int64_t columns, int box) {
@@ -250,7 +254,7 @@ void launch(const Launch& l) {
     maps.dy_scales = scales(l.dy, l.g.N, Tile::kRows);
     maps.x_scales = scales(l.x, l.g.K, Tile::kColumns);
   }
-  const auto kernel = fp8_wgrad_kernel<Tile, kDy, kX, kScaling, kAccumulate>;
+  const auto kernel = fp8_wgrad_kernel<kDy, kX, kScaling, kAccumulate>;
   allow_shared_memory(kernel, Tile::kAllShared);
   const auto grid = static_cast<unsigned>(std::min(Tile::count(l.g), kMultiprocessors));
   kernel<<<grid, Tile::kThreads, Tile::kAllShared, stream_of(l.ctx)>>>(
@@ -258,20 +262,19 @@ void launch(const Launch& l) {
   LOCKSTEP_CUDA_LAUNCHED("fp8_weight_gradient");
 }
 
-template <typename Tile, Fp8Type kDy, Fp8Type kX>
+template <Fp8Type kDy, Fp8Type kX>
 void launch_types(const Launch& l) {
   const bool block = l.dy.scaling == Scaling::kBlock;
-  if (block && l.accumulate) return launch<Tile, kDy, kX, Scaling::kBlock, true>(l);
-  if (block) return launch<Tile, kDy, kX, Scaling::kBlock, false>(l);
-  if (l.accumulate) return launch<Tile, kDy, kX, Scaling::kRow, true>(l);
-  launch<Tile, kDy, kX, Scaling::kRow, false>(l);
+  if (block && l.accumulate) return launch<kDy, kX, Scaling::kBlock, true>(l);
+  if (block) return launch<kDy, kX, Scaling::kBlock, false>(l);
+  if (l.accumulate) return launch<kDy, kX, Scaling::kRow, true>(l);
+  launch<kDy, kX, Scaling::kRow, false>(l);
 }
 
 }  // namespace
 
-void fp8_weight_gradient(const Context& ctx, WgradPlan plan, const Fp8Columns& dy,
-                         const Fp8Columns& x, const Segments& segments, bool accumulate,
-                         const TensorView& d_ENK) {
+void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Columns& x,
+                         const Segments& segments, bool accumulate, const TensorView& d_ENK) {
   const std::int64_t E = d_ENK.dim(0), N = d_ENK.dim(1), K = d_ENK.dim(2);
   const std::int64_t R = dy.codes_NR.dim(1);
   if (E == 0 || N == 0 || K == 0) return;
@@ -290,24 +293,14 @@ void fp8_weight_gradient(const Context& ctx, WgradPlan plan, const Fp8Columns& d
                          static_cast<int>(N),
                          static_cast<int>(K)};
   const Launch l{ctx, dy, x, g, accumulate};
-  using Narrow = Fp8WgradTile<2, 128>;
   constexpr Fp8Type kE4m3 = Fp8Type::kE4m3, kE5m2 = Fp8Type::kE5m2;
   const bool dy_e4m3 = dy.codes_NR.dtype == DType::kE4m3, x_e4m3 = x.codes_NR.dtype == DType::kE4m3;
   if (dy_e4m3 && x_e4m3) {
-    if (plan == WgradPlan::k128x192) return launch_types<Fp8WgradTile<2, 192>, kE4m3, kE4m3>(l);
-    if (plan == WgradPlan::k192x128) return launch_types<Fp8WgradTile<3, 128>, kE4m3, kE4m3>(l);
-    return launch_types<Narrow, kE4m3, kE4m3>(l);
+    return launch_types<kE4m3, kE4m3>(l);
   }
-  if (dy_e4m3) return launch_types<Narrow, kE4m3, kE5m2>(l);
-  if (x_e4m3) return launch_types<Narrow, kE5m2, kE4m3>(l);
-  launch_types<Narrow, kE5m2, kE5m2>(l);
-}
-
-WgradPlan plan_fp8_weight_gradient() { return WgradPlan::k128x128; }
-
-void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Columns& x,
-                         const Segments& segments, bool accumulate, const TensorView& d_ENK) {
-  fp8_weight_gradient(ctx, plan_fp8_weight_gradient(), dy, x, segments, accumulate, d_ENK);
+  if (dy_e4m3) return launch_types<kE4m3, kE5m2>(l);
+  if (x_e4m3) return launch_types<kE5m2, kE4m3>(l);
+  launch_types<kE5m2, kE5m2>(l);
 }
 
 }  // namespace lockstep::ops::cuda

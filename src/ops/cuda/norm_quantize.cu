@@ -9,7 +9,8 @@ namespace {
 struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
-  static constexpr bool kGather = false;
+  static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 8;  // rows that are combined side by side
   const Bf16 *x, *w;
   const float* rstd;
   Bf16* h;
@@ -25,13 +26,12 @@ struct NormSource {
     return load8<kVector>(w + column, n);
   }
   template <Pass kPass, bool kVector>
-  __device__ void combine(const Bf16x8 (&in)[1], const Bf16x8& weights, std::int64_t row,
-                          std::int64_t column, int n, Bf16x8 (&out)[1][8], int i) const {
-    out[0][i] = Bf16x8{};
-    if (n <= 0) return;
-    out[0][i] = normalised8(in[0], __ldg(rstd + row), weights);
-    if (kPass != Pass::kLargest && h != nullptr)
-      store8<kVector>(h + row * D + column, out[0][i], n);
+  __device__ void combine(uint4* slots, const Bf16x8& weights, std::int64_t row,
+                          std::int64_t column, int n) const {
+    if (n <= 0) return;  // zeros stay
+    const Bf16x8 y = normalised8(shared8(slots), __ldg(rstd + row), weights);
+    write_values(slots, y);
+    if (kPass != Pass::kLargest && h != nullptr) store8<kVector>(h + row * D + column, y, n);
   }
 };
 

@@ -117,6 +117,12 @@ __device__ __forceinline__ void tma_load_4d(std::uint32_t to, const CUtensorMap*
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "l"(hint)
       : "memory");
 }
+// Brings a box to the L2 cache.
+__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x),
+               "r"(y), "r"(z)
+               : "memory");
+}
 // To the same place in every CTA of `mask`, each of whose barriers receives the bytes.
 __device__ __forceinline__ void tma_load_2d_multicast(std::uint32_t to, const CUtensorMap* map,
                                                       std::uint32_t barrier, std::uint16_t mask,

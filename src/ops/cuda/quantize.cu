@@ -7,20 +7,12 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-#ifndef QCTAS
-#define QCTAS 3
-#endif
-#ifndef QPANEL
-#define QPANEL 24
-#endif
-inline constexpr std::int64_t kPanelBytes = std::int64_t{QPANEL} << 20;
-
 // Rows of a BF16 matrix, straight or by a table of rows.
 template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kParts = 1, kCtas = QCTAS;
-  static constexpr bool kGather = kTable;
+  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr bool kGather = kTable, kCombines = false;
   const Bf16* x;
   const std::int32_t* token;
   std::int64_t width;
@@ -31,15 +23,6 @@ struct RowSource {
     return x + r * width + column;
   }
   __device__ std::int64_t stride(int) const { return width; }
-  template <bool kVector>
-  __device__ NoColumns columns(std::int64_t, int) const {
-    return {};
-  }
-  template <Pass kPass, bool kVector>
-  __device__ void combine(const Bf16x8 (&in)[1], const NoColumns&, std::int64_t, std::int64_t, int,
-                          Bf16x8 (&out)[1][8], int i) const {
-    out[0][i] = in[0];
-  }
 };
 
 __global__ void scales_kernel(const std::uint32_t* largest, std::int64_t n, bool pow2,
@@ -167,12 +150,7 @@ void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorVi
                       const Segments& segments, bool pow2, const Fp8Rows& rows,
                       const Fp8Columns* columns, QuantStats* stats) {
   const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), h_TD.dim(1)};
-  // A token is gathered by several experts: columns are walked in panels of which the table stays
-  // in the L2 cache.
-  const std::int64_t tile_bytes = std::max<std::int64_t>(1, h_TD.dim(0)) * kQuantBlock * 2;
-  const auto panel = static_cast<unsigned>(std::max<std::int64_t>(kPanelBytes / tile_bytes, 1));
-  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats,
-                  panel);
+  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
 }
 
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {

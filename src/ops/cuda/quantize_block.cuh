@@ -38,13 +38,14 @@ __device__ inline int nonzero_codes(std::uint32_t four) {
   return __popc(((four & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
 }
 
-// Values that are not zero but have a code of +-0. Such codes are rare, so that one test of all
-// eight is what it costs.
+// The highest bit of each byte: whether neither of its two codes is +-0.
+__device__ inline std::uint32_t nonzero_mask(uint2 codes) {
+  return ((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & ((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) &
+         0x80808080u;
+}
+
 template <typename Values>
-__device__ inline int flushed(const Values& x, uint2 codes) {
-  const std::uint32_t some = ((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) &
-                             ((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u;
-  if (some == 0x80808080u) return 0;
+__device__ __noinline__ int count_flushed(Values x, uint2 codes) {
   int n = 0;
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -52,6 +53,13 @@ __device__ inline int flushed(const Values& x, uint2 codes) {
     n += code == 0 && value(x, c) != 0.0f ? 1 : 0;
   }
   return n;
+}
+
+// Values that are not zero but have a code of +-0. Such codes are rare, so that one test of all
+// eight is what it costs.
+template <typename Values>
+__device__ inline int flushed(const Values& x, uint2 codes) {
+  return nonzero_mask(codes) == 0x80808080u ? 0 : count_flushed(x, codes);
 }
 
 // Codes of a, b, c, d; a in the lowest byte.

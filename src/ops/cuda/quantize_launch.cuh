@@ -37,14 +37,11 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
   LOCKSTEP_CHECK(tiles < std::int64_t{1} << 31, "quantize: {} tiles", tiles);
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>(tiles, std::int64_t{kMultiprocessors} * Source::kCtas));
-  if (vector) {
-    constexpr int kStage = kStageBytes<Source>;
-    const auto kernel = quantize_tiles<Source, kPass, true>;
-    allow_shared_memory(kernel, kStage);
-    kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
-  } else {
-    quantize_tiles<Source, kPass, false><<<grid, kTileThreads, 0, stream_of(ctx)>>>(source, plan);
-  }
+  constexpr int kStage = kStageBytes<Source>;
+  const auto kernel =
+      vector ? quantize_tiles<Source, kPass, true> : quantize_tiles<Source, kPass, false>;
+  allow_shared_memory(kernel, kStage);
+  kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
   LOCKSTEP_CUDA_LAUNCHED("quantize_tiles");
 }
 
@@ -53,11 +50,9 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
 template <typename Source>
 void quantize_source(const Context& ctx, const Source& source, std::int64_t M, std::int64_t K,
                      const Segments& segments, bool pow2, const Fp8Rows* rows,
-                     const Fp8Columns* columns, QuantStats* stats,
-                     unsigned panel_tiles = 1u << 15) {
+                     const Fp8Columns* columns, QuantStats* stats) {
   const std::int64_t width = Source::kParts * K;
   TilePlan plan;
-  plan.panel_tiles = panel_tiles;
   plan.M = M, plan.K = K, plan.pow2 = pow2, plan.stats = stats;
   plan.segment_rows = M;
   plan.row_tiles = (M + kQuantBlock - 1) / kQuantBlock;

@@ -7,101 +7,9 @@
 #pragma once
 
 #include "ops/cuda/quantize_stats.cuh"
+#include "ops/cuda/quantize_walk.cuh"
 
 namespace lockstep::ops::cuda {
-
-inline constexpr int kTileThreads = 256;
-
-enum class Pass {
-  kBlocks,   // scales of 128 and codes, from one read
-  kLargest,  // only the largest magnitudes, into row_largest and column_largest
-  kEncode,   // codes under the scales that row_scales and column_scales hold
-};
-
-// The tensor and what is wanted of it. Outputs that are null are left out.
-struct TilePlan {
-  std::int64_t M = 0, K = 0;  // K: columns of one part of the source
-  // Which rows a tile holds: those of the segments, in their padded order; without offsets,
-  // segments of segment_rows rows each, whose columns follow each other without padding.
-  const std::int32_t* offsets = nullptr;
-  const std::int32_t* padded = nullptr;
-  std::int64_t experts = 1, segment_rows = 0;
-  std::int64_t row_tiles = 0;       // an upper bound where there are segments
-  unsigned panel_tiles = 1u << 15;  // column tiles that are walked together
-  bool pow2 = false;
-
-  Fp8* row_codes = nullptr;
-  float* row_scales = nullptr;
-  Fp8* column_codes = nullptr;
-  float* column_scales = nullptr;
-  std::int64_t column_stride = 0;
-  std::uint32_t* row_largest = nullptr;
-  std::uint32_t* column_largest = nullptr;
-  QuantStats* stats = nullptr;  // of the row codes, or else of the column codes
-};
-
-struct Tile {
-  std::int64_t row0;          // in the source
-  std::int64_t column0;       // in a part of the source
-  std::int64_t column_base;   // of the tile's first token in column_codes
-  std::int64_t column_scale;  // row of column_scales
-  int rows;                   // of the source, from row0 on
-  int columns;
-  int room;  // tokens that a column has in the output; those behind `rows` get zeros
-};
-
-// A CTA's way through the tiles: panels of `panel_tiles` column tiles from left to right, in a
-// panel row tile by row tile.
-struct Walk {
-  unsigned next;
-  unsigned row_tile = 0;  // of the tile before
-  std::int64_t expert = 0;
-};
-
-// The next tile that has something to do; false where there is none.
-template <Pass kPass>
-__device__ inline bool next_tile(const TilePlan& plan, Walk& walk, Tile& tile) {
-  const auto column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
-  const auto row_tiles = static_cast<unsigned>(plan.row_tiles);
-  const unsigned panel_tiles = min(plan.panel_tiles, column_tiles);
-  for (; walk.next < row_tiles * column_tiles; walk.next += gridDim.x) {
-    const unsigned panel = walk.next / (row_tiles * panel_tiles) * panel_tiles;
-    const unsigned in_panel = walk.next - panel * row_tiles;
-    const unsigned width = min(panel_tiles, column_tiles - panel);
-    const unsigned row = in_panel / width;
-    tile.column0 = std::int64_t{panel + in_panel % width} * kQuantBlock;
-    tile.columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - tile.column0));
-    const std::int64_t at = std::int64_t{row} * kQuantBlock;
-    if (plan.offsets == nullptr) {
-      const auto per_segment =
-          static_cast<unsigned>((plan.segment_rows + kQuantBlock - 1) / kQuantBlock);
-      const unsigned e = row / per_segment;
-      const std::int64_t begin = std::int64_t{row - e * per_segment} * kQuantBlock;
-      tile.row0 = e * plan.segment_rows + begin;
-      tile.rows = tile.room =
-          static_cast<int>(min(std::int64_t{kQuantBlock}, plan.segment_rows - begin));
-      tile.column_base = e * plan.K * plan.segment_rows + begin;
-      tile.column_scale = e;
-    } else {
-      if (row < walk.row_tile) walk.expert = 0;  // a new panel
-      walk.row_tile = row;
-      while (walk.expert < plan.experts && __ldg(plan.padded + walk.expert + 1) <= at)
-        ++walk.expert;
-      if (walk.expert == plan.experts) continue;  // behind the last segment
-      const std::int32_t first = __ldg(plan.offsets + walk.expert);
-      const std::int64_t begin = at - __ldg(plan.padded + walk.expert);
-      const std::int64_t left = __ldg(plan.offsets + walk.expert + 1) - first - begin;
-      tile.row0 = first + begin;
-      tile.rows = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kQuantBlock}, left)));
-      tile.room = kQuantBlock;
-      tile.column_base = at;
-      tile.column_scale = kPass == Pass::kBlocks ? row : walk.expert;
-    }
-    walk.next += gridDim.x;
-    return true;
-  }
-  return false;
-}
 
 struct TileMemory {
   union {
@@ -136,16 +44,25 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
       if (plan.stats != nullptr) stats.count_block(amax);
     }
   }
+  const auto codes_of = [&](int i) {
+    return encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
+  };
   Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
+  std::uint32_t all_nonzero = 0x80808080u;
+#pragma unroll
+  for (int i = 0; i < 8; ++i, to += width) {
+    const uint2 codes = codes_of(i);
+    if (first + i < tile.rows) store_codes<kVector>(to, codes, n);
+    if (plan.stats != nullptr) all_nonzero &= nonzero_mask(codes);
+  }
+  if (plan.stats == nullptr) return;
+  if (n > 0) stats.values += min(n, 8) * min(8, max(0, tile.rows - first));
+  // Codes of zero are rare: they are looked at again only where a warp has one.
+  if (!__any_sync(kAllLanes, all_nonzero != 0x80808080u)) return;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float inv = __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i);
-    const uint2 codes = encode8(x[i], inv);
-    if (first + i >= tile.rows) continue;
-    store_codes<kVector>(to + i * width, codes, n);
-    if (plan.stats == nullptr || n <= 0) continue;
-    stats.values += min(n, 8);
-    stats.flushed += flushed(x[i], codes);
+    const uint2 codes = codes_of(i);
+    if (first + i < tile.rows && n > 0) stats.flushed += flushed(x[i], codes);
   }
 }
 
@@ -205,15 +122,17 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
     stats.flushed -= nonzero_codes(codes.x) + nonzero_codes(codes.y);
   }
   __syncthreads();
+  const int c = thread / 8, piece = thread % 8;
+  if (piece * 16 >= tile.room) return;
+  Fp8* to = plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const int at = thread + kTileThreads * k, c = at / 8, piece = at % 8, turn = c / 8;
-    if (c >= columns || piece * 16 >= tile.room) continue;
-    const uint4 w = *reinterpret_cast<const uint4*>(&memory.codes[c][(piece ^ (turn / 2)) * 16]);
-    const uint4 codes = turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w;
-    store_column_codes<kVector>(
-        plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16,
-        codes, tile.room - piece * 16);
+  for (int k = 0; k < 4; ++k, to += 32 * plan.column_stride) {
+    const int turn = c / 8 + 4 * k;
+    if (c + 32 * k >= columns) break;
+    const uint4 w =
+        *reinterpret_cast<const uint4*>(&memory.codes[c + 32 * k][(piece ^ (turn / 2)) * 16]);
+    store_column_codes<kVector>(to, turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w,
+                                tile.room - piece * 16);
   }
 }
 
@@ -222,112 +141,120 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 //   at(input, row, column), stride(input)   where an input lies, and its next row
 //   gathered(row)                           with kGather: the row to read for it
 //   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
-//   combine<kPass, kVector>(...)            the values of row i; it may write what belongs to them
-// The next tile is on its way into shared memory while a tile is worked on; a thread reads only
-// what it asked for itself. Where rows are not aligned, they are read in place.
+//   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
+//                                           its parts, in place; it may write what belongs to them
+// Inputs and values wait in shared memory, where a thread has slots of its own; the inputs of the
+// next tile take them as soon as they are free. Where rows are not aligned, nothing is fetched
+// ahead.
+template <typename Source>
+inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
+
 template <typename Source>
 struct Fetch {
-  const Bf16* at[Source::kInputs];  // this thread's first row
+  std::int64_t row, column;  // this thread's first
+  int rows, columns;         // rows of its eight (0 behind the last column), columns from its first
   std::int32_t gathered[Source::kGather ? 8 : 1];
-  std::int64_t row, column;
-  int rows;  // of its eight; 0 behind the last column
 };
 template <typename Source>
 __device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
   const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
-  const int column = thread % 16 * 8;
   Fetch<Source> f;
-  f.row = tile.row0 + first, f.column = tile.column0 + column;
-  f.rows = column < tile.columns ? tile.rows - first : 0;
-#pragma unroll
-  for (int j = 0; j < Source::kInputs; ++j)
-    f.at[j] = source.at(j, Source::kGather ? 0 : f.row, f.column);
+  f.row = tile.row0 + first, f.column = tile.column0 + thread % 16 * 8;
+  f.columns = tile.columns - thread % 16 * 8;
+  f.rows = f.columns > 0 ? tile.rows - first : 0;
   if constexpr (Source::kGather)
 #pragma unroll
     for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
   return f;
 }
-template <typename Source>
-__device__ inline std::int64_t source_row(const Source& source, std::int64_t row) {
-  if constexpr (Source::kGather) return source.gathered(row);
-  return row;
-}
-template <typename Source>
-__device__ inline void fetch_row(const Source& source, Fetch<Source>& f, int i, uint4* stage) {
-  const bool valid = i < f.rows;
+// One input of the thread's rows into its slots.
+template <bool kVector, typename Source>
+__device__ inline void fetch_input(const Source& source, const Fetch<Source>& f, int input,
+                                   uint4* slots) {
+  const std::int64_t stride = source.stride(input);
+  const Bf16* from = source.at(input, Source::kGather ? 0 : f.row, f.column);
+  uint4* to = slots + input * kTileThreads;
 #pragma unroll
-  for (int j = 0; j < Source::kInputs; ++j) {
-    const Bf16* at = f.at[j];
-    if constexpr (Source::kGather) at += f.gathered[i] * source.stride(j);
-    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(stage + threadIdx.x)) +
-                    (i * Source::kInputs + j) * kTileThreads * 16;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(at),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
-    if constexpr (!Source::kGather) f.at[j] += source.stride(j);
+  for (int i = 0; i < 8; ++i, to += Source::kInputs * kTileThreads) {
+    const Bf16* at = from;
+    if constexpr (Source::kGather) at += f.gathered[i] * stride;
+    if constexpr (kVector)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                       static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                   "l"(at), "r"(i < f.rows ? 16 : 0)
+                   : "memory");
+    else
+      *to = shared8(load8<false>(at, i < f.rows ? f.columns : 0));
+    if constexpr (!Source::kGather) from += stride;
   }
 }
 
-template <typename Source>
-inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
+__device__ inline void read_values(const uint4* slots, Bf16x8& x) { x = shared8(slots); }
+__device__ inline void read_values(const uint4* slots, Float8& x) {
+  const uint4 a = slots[0], b = slots[kTileThreads];
+  x = {{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
+        __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
+}
+__device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = shared8(x); }
+__device__ inline void write_values(uint4* slots, const Float8& x) {
+  const auto bits = [&](int c) { return numerics::float_bits(x.v[c]); };
+  slots[0] = make_uint4(bits(0), bits(1), bits(2), bits(3));
+  slots[kTileThreads] = make_uint4(bits(4), bits(5), bits(6), bits(7));
+}
 
 template <typename Source, Pass kPass, bool kVector>
 __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     quantize_tiles(const Source source, const TilePlan plan) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
+  constexpr int kSlots = sizeof(Values) / sizeof(uint4);  // of a part
   extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;
   ThreadStats stats;
+  uint4* slots = stage + threadIdx.x;
   const std::int64_t width = kParts * plan.K;
-  const int tc = static_cast<int>(threadIdx.x) % 16, first = static_cast<int>(threadIdx.x) / 16 * 8;
-  Walk walk{blockIdx.x};
+  Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
-  if (kVector && more) {
-    fetch = start_fetch(source, next);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) fetch_row(source, fetch, i, stage);
-  }
+  const auto fetch_inputs = [&](int begin, int end) {
+    for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
+  };
+  if (more) fetch = start_fetch(source, next);
+  if (kVector && more) fetch_inputs(0, kInputs);
   while (more) {
     const Tile tile = next;
+    const Fetch<Source> here = fetch;
+    if constexpr (!kVector) fetch_inputs(0, kInputs);
     more = next_tile<kPass>(plan, walk, next);
-    if (kVector && more) fetch = start_fetch(source, next);
-    const std::int64_t column = tile.column0 + tc * 8;
-    const int n = tile.columns - tc * 8;
-    const auto columns = source.template columns<kVector>(column, n);
+    if (more) fetch = start_fetch(source, next);
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
-    Values x[kParts][8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const std::int64_t row = tile.row0 + first + i;
-      const int row_n = first + i < tile.rows ? n : 0;
-      Bf16x8 in[kInputs];
-#pragma unroll
-      for (int j = 0; j < kInputs; ++j) {
-        in[j] = Bf16x8{};
-        if constexpr (kVector)
-          in[j] = shared8(&stage[(i * kInputs + j) * kTileThreads + threadIdx.x]);
-        else if (row_n > 0)
-          in[j] = load8<false>(source.at(j, source_row(source, row), column), row_n);
-      }
-      source.template combine<kPass, kVector>(in, columns, row, column, row_n, x, i);
-      if (kVector && more) fetch_row(source, fetch, i, stage);
+    if constexpr (Source::kCombines) {
+      const auto columns = source.template columns<kVector>(here.column, here.columns);
+#pragma unroll(Source::kUnroll)
+      for (int i = 0; i < 8; ++i)
+        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, columns,
+                                                here.row + i, here.column,
+                                                i < here.rows ? here.columns : 0);
+      if (kVector && more) fetch_inputs(kParts * kSlots, kInputs);
     }
-#pragma unroll
+#pragma unroll 1
     for (int p = 0; p < kParts; ++p) {
+      Values x[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        read_values(slots + (i * kInputs + p * kSlots) * kTileThreads, x[i]);
+      if (kVector && more) fetch_inputs(p * kSlots, p * kSlots + kSlots);
       const std::int64_t at = p * plan.K + tile.column0;
       if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
-        quantize_tile_rows<kPass, kVector>(plan, tile, x[p], at + tc * 8, n, width, stats);
+        quantize_tile_rows<kPass, kVector>(plan, tile, x, p * plan.K + here.column, here.columns,
+                                           width, stats);
       if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
-        quantize_tile_columns<kPass, kVector>(plan, tile, x[p], at, tile.columns, width, memory,
+        quantize_tile_columns<kPass, kVector>(plan, tile, x, at, tile.columns, width, memory,
                                               stats);
     }
   }
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
-
-struct NoColumns {};
 
 }  // namespace lockstep::ops::cuda

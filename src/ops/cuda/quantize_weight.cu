@@ -12,7 +12,7 @@ namespace {
 struct WeightSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
-  static constexpr bool kGather = false;
+  static constexpr bool kGather = false, kCombines = false;
   const Bf16* w;
   std::int64_t K;
 
@@ -20,15 +20,6 @@ struct WeightSource {
     return w + r * K + column;
   }
   __device__ std::int64_t stride(int) const { return K; }
-  template <bool kVector>
-  __device__ NoColumns columns(std::int64_t, int) const {
-    return {};
-  }
-  template <Pass kPass, bool kVector>
-  __device__ void combine(const Bf16x8 (&in)[1], const NoColumns&, std::int64_t, std::int64_t, int,
-                          Bf16x8 (&out)[1][8], int i) const {
-    out[0][i] = in[0];
-  }
 };
 
 template <bool kVector>
@@ -37,32 +28,24 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
   extern __shared__ uint4 stage[];
   __shared__ BlockMemory memory;
   ThreadStats stats;
-  const int tc = static_cast<int>(threadIdx.x) % 16, first = static_cast<int>(threadIdx.x) / 16 * 8;
-  const auto tile_of = [&](const WeightBlock& b) {
-    return Tile{b.e * plan.N + b.nb * kQuantBlock, b.kb * kQuantBlock, 0, 0, b.rows, b.columns, 0};
+  uint4* slots = stage + threadIdx.x;
+  const auto fetch = [&](const WeightBlock& b) {
+    const Tile tile{
+        b.e * plan.N + b.nb * kQuantBlock, b.kb * kQuantBlock, 0, 0, b.rows, b.columns, 0};
+    fetch_input<kVector>(source, start_fetch(source, tile), 0, slots);
   };
-  const auto fetch = [&](std::int64_t index) {
-    Fetch<WeightSource> f = start_fetch(source, tile_of(weight_block(plan, index)));
-#pragma unroll
-    for (int i = 0; i < 8; ++i) fetch_row(source, f, i, stage);
-  };
-  if (kVector && blockIdx.x < plan.blocks) fetch(blockIdx.x);
+  if (kVector && blockIdx.x < plan.blocks) fetch(weight_block(plan, blockIdx.x));
   int turn = 0;
   for (std::int64_t index = blockIdx.x; index < plan.blocks; index += gridDim.x, turn ^= 1) {
     const WeightBlock b = weight_block(plan, index);
-    Bf16x8 x[8];
-    if constexpr (kVector) {
+    if constexpr (kVector)
       asm volatile("cp.async.wait_all;" ::: "memory");
+    else
+      fetch(b);
+    Bf16x8 x[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = shared8(&stage[i * kTileThreads + threadIdx.x]);
-      if (index + gridDim.x < plan.blocks) fetch(index + gridDim.x);
-    } else {
-      const Tile tile = tile_of(b);
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        x[i] = load8<false>(source.at(0, tile.row0 + first + i, tile.column0 + tc * 8),
-                            first + i < b.rows ? b.columns - tc * 8 : 0);
-    }
+    for (int i = 0; i < 8; ++i) read_values(slots + i * kTileThreads, x[i]);
+    if (kVector && index + gridDim.x < plan.blocks) fetch(weight_block(plan, index + gridDim.x));
     quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
   }
   if (plan.stats != nullptr) flush_stats(stats, plan.stats);
@@ -167,13 +150,10 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
   const WeightSource source{w_ENK.as<Bf16>(), K};
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>(plan.blocks, std::int64_t{kMultiprocessors} * 3));
-  if (vector) {
-    constexpr int kStage = kStageBytes<WeightSource>;
-    allow_shared_memory(weight_blocks<true>, kStage);
-    weight_blocks<true><<<grid, kBlockThreads, kStage, stream_of(ctx)>>>(source, plan);
-  } else {
-    weight_blocks<false><<<grid, kBlockThreads, 0, stream_of(ctx)>>>(source, plan);
-  }
+  constexpr int kStage = kStageBytes<WeightSource>;
+  const auto kernel = vector ? weight_blocks<true> : weight_blocks<false>;
+  allow_shared_memory(kernel, kStage);
+  kernel<<<grid, kBlockThreads, kStage, stream_of(ctx)>>>(source, plan);
   LOCKSTEP_CUDA_LAUNCHED("quantize_weight");
 }
 

@@ -6,10 +6,14 @@
 namespace lockstep::ops::cuda {
 namespace {
 
+// Nothing of SwiGLU belongs to the columns alone.
+struct NoColumns {};
+
 struct ProductSource {
   using Values = Float8;
   static constexpr int kInputs = 2, kParts = 1, kCtas = 2;
-  static constexpr bool kGather = false;
+  static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -23,9 +27,8 @@ struct ProductSource {
     return {};
   }
   template <Pass kPass, bool kVector>
-  __device__ void combine(const Bf16x8 (&in)[2], const NoColumns&, std::int64_t, std::int64_t, int,
-                          Float8 (&out)[1][8], int i) const {
-    out[0][i] = swiglu8(in[0], in[1]);
+  __device__ void combine(uint4* slots, NoColumns, std::int64_t, std::int64_t, int) const {
+    write_values(slots, swiglu8(shared8(slots), shared8(slots + kTileThreads)));
   }
 };
 
@@ -33,7 +36,8 @@ struct ProductSource {
 struct GradientSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 3, kParts = 2, kCtas = 2;
-  static constexpr bool kGather = false;
+  static constexpr bool kGather = false, kCombines = true;
+  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
@@ -48,10 +52,12 @@ struct GradientSource {
     return {};
   }
   template <Pass kPass, bool kVector>
-  __device__ void combine(const Bf16x8 (&in)[3], const NoColumns&, std::int64_t row,
-                          std::int64_t column, int n, Bf16x8 (&out)[2][8], int i) const {
-    const SwigluGradient d = swiglu_gradient8(in[0], in[1], in[2]);
-    out[0][i] = d.gate, out[1][i] = d.up;
+  __device__ void combine(uint4* slots, NoColumns, std::int64_t row, std::int64_t column,
+                          int n) const {
+    const SwigluGradient d = swiglu_gradient8(shared8(slots), shared8(slots + kTileThreads),
+                                              shared8(slots + 2 * kTileThreads));
+    write_values(slots, d.gate);
+    write_values(slots + kTileThreads, d.up);
     if (kPass != Pass::kLargest && d_gate_up != nullptr) {
       const std::int64_t at = row * 2 * F + column;
       store8<kVector>(d_gate_up + at, d.gate, n);
