@@ -38,10 +38,13 @@ std::string model_headline(const RunConfig& config, const model::ModelConfig& mo
                            std::int64_t parameters) {
   const std::string policy = precision_text(config.policy.precision, config.policy.fp8_cfg);
   const std::string rollout = precision_text(generation_precision(config), generation_fp8(config));
-  return fmt::format("model    {}: {} parameters, {} layers, {} experts ({} a token), {}",
+  const std::string experts =
+      model.num_experts == 0
+          ? "dense"
+          : fmt::format("{} experts ({} a token)", model.num_experts, model.router.top_k);
+  return fmt::format("model    {}: {} parameters, {} layers, {}, {}",
                      config.policy.model_name.empty() ? "new" : config.policy.model_name,
-                     count_text(parameters), model.num_layers, model.num_experts,
-                     model.router.top_k,
+                     count_text(parameters), model.num_layers, experts,
                      policy == rollout ? policy : policy + " against a rollout in " + rollout);
 }
 

@@ -24,7 +24,8 @@ Weights make_weights(const ModelConfig& config) {
   w.config = config;
   w.table = build_param_table(config);
   w.slab = Tensor(Device::kCpu, DType::kBf16, {w.table.count});
-  w.router_bias = Tensor(Device::kCpu, DType::kFp32, {config.num_layers, config.num_experts});
+  w.router_bias = Tensor(Device::kCpu, DType::kFp32,
+                         {config.num_layers, std::max<std::int64_t>(1, config.num_experts)});
   return w;
 }
 

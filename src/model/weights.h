@@ -27,8 +27,9 @@ struct Weights {
   ModelConfig config;
   ParamTable table;
   tensor::Tensor slab;  // BF16 [table.count]
-  tensor::Tensor
-      router_bias;  // FP32 [layers, E], added to the scores for the selection only; starts at zero
+  // FP32 [layers, E] (one column without experts), added to the scores for the selection only;
+  // starts at zero.
+  tensor::Tensor router_bias;
   std::vector<std::shared_ptr<QuantizedWeights>> quantized;
   std::uint64_t version = 0;
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "model/families.h"
 #include "model/hf_config.h"
 #include "model/safetensors.h"
 #include "model/small_checkpoint.h"
@@ -41,9 +42,37 @@ TEST_F(CheckpointTest, survives_saving_and_loading) {
 }
 
 TEST_F(CheckpointTest, a_file_of_transformers_comes_back_byte_for_byte) {
-  const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf/qwen3_moe";
-  save_checkpoint(load_checkpoint(hf), nullptr, folder / "hf");
-  EXPECT_TRUE(file_bytes(folder / "hf/model.safetensors") == file_bytes(hf / "model.safetensors"));
+  for (const char* family : {"qwen3_moe", "mixtral", "olmoe"}) {
+    const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf" / family;
+    save_checkpoint(load_checkpoint(hf), nullptr, folder / family);
+    EXPECT_TRUE(file_bytes(folder / family / "model.safetensors") ==
+                file_bytes(hf / "model.safetensors"))
+        << family;
+  }
+}
+
+TEST_F(CheckpointTest, every_family_survives_saving_and_loading_in_bf16_and_fp8) {
+  int i = 0;
+  for (const FamilyCase& f : family_cases(small_config())) {
+    SCOPED_TRACE(f.name);
+    Weights w = make_weights(f.config);
+    initialize(w, 3);
+    const fs::path at = folder / fmt::format("family{}", i++), fp8_at = at.string() + "-fp8";
+    save_checkpoint(w, nullptr, at);
+    EXPECT_TRUE(same_bytes(load_checkpoint(at), w));
+
+    tensor::Arena workspace;
+    const tensor::Context ctx = tensor::cpu_context(workspace, 1);
+    Precision precision;
+    precision.fp8 = true;
+    const auto fp8 = quantized_for(ctx, w, precision);
+    SaveOptions options;
+    options.fp8 = fp8.get();
+    save_checkpoint(w, nullptr, fp8_at, options);
+    const Checkpoint opened = open_checkpoint(fp8_at);
+    EXPECT_TRUE(has_fp8(opened));
+    EXPECT_EQ(precision_of(opened), precision);
+  }
 }
 
 TEST_F(CheckpointTest, padding_stays_zero_and_rows_land_in_their_place) {

@@ -35,6 +35,8 @@ inline std::vector<FamilyCase> family_cases(const ModelConfig& base) {
     c.qk_norm = false;
     c.router.normalize = true;
     c.tie_word_embeddings = true;
+    c.num_experts = 5;
+    c.router.top_k = 3;
   }
   {
     ModelConfig& c = add("olmoe", Family::kOlmoe);
