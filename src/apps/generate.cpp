@@ -7,6 +7,7 @@
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "loop/loaded_model.h"
+#include "model/tokenizer.h"
 #include "rollout/engine.h"
 
 namespace lockstep::apps {
@@ -25,13 +26,13 @@ struct Options {
   rollout::Options engine;
 };
 
-std::vector<std::int32_t> prompt_tokens(const loop::LoadedModel& m, const Options& o,
+std::vector<std::int32_t> prompt_tokens(const model::Tokenizer& tokenizer, const Options& o,
                                         const std::string& text) {
-  if (!o.chat) return model::encode(m.tokenizer, text);
+  if (!o.chat) return model::encode(tokenizer, text);
   std::vector<data::Message> messages;
   if (!o.system.empty()) messages.push_back({"system", o.system});
   messages.push_back({"user", text});
-  return model::encode(m.tokenizer, model::chat_text(m.tokenizer, messages),
+  return model::encode(tokenizer, model::chat_text(tokenizer, messages),
                        {.special_in_text = true, .add_special = false});
 }
 
@@ -63,7 +64,7 @@ void run(Options& o) {
   if (o.prompt.empty() == o.input.empty())
     base::fail<base::InputError>("generate: give either --prompt or --input");
   const auto m = loop::load_model(o.model);
-  const model::Tokenizer& tokenizer = m->tokenizer;
+  const model::Tokenizer tokenizer = model::read_tokenizer(o.model.folder);
   if (!o.ignore_eos) o.sampling.stop_token_ids = m->weights.config.eos_token_ids;
   rollout::Engine engine(m->ctx, o.engine, [&](const std::vector<std::int32_t>& ids) {
     return model::decode(tokenizer, ids);
@@ -79,7 +80,7 @@ void run(Options& o) {
       r.stream = rollout::request_stream(static_cast<std::int64_t>(p), sample);
       r.prompt_id = static_cast<std::int64_t>(p);
       r.sample = sample;
-      r.prompt = prompt_tokens(*m, o, prompts[p]);
+      r.prompt = prompt_tokens(tokenizer, o, prompts[p]);
       r.sampling = o.sampling;
       requests.push_back(std::move(r));
     }

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/verbs.h"
 #include "base/error.h"
 #include "base/file_io.h"
 #include "model/safetensors.h"
+#include "model/tokenizer.h"
 
 namespace lockstep::apps {
 
@@ -26,16 +28,20 @@ struct Options {
   base::fail<base::InputError>("{}, line {}: {}", file, number, what);
 }
 
-std::vector<std::int32_t> tokens_of(const model::Tokenizer& tokenizer, const std::string& line,
-                                    const std::string& file, std::size_t number) {
+// The tokenizer is read when the first text asks for it: a folder of tokens alone needs none.
+std::vector<std::int32_t> tokens_of(const Options& o, std::optional<model::Tokenizer>& tokenizer,
+                                    const std::string& line, std::size_t number) {
+  const std::string& file = o.input;
   json row;
   try {
     row = json::parse(line);
   } catch (const json::exception& e) {
     bad_line(file, number, fmt::format("not valid JSON: {}", e.what()));
   }
-  if (row.is_object() && row.contains("text") && row["text"].is_string() && row.size() == 1)
-    return model::encode(tokenizer, row["text"].get<std::string>());
+  if (row.is_object() && row.contains("text") && row["text"].is_string() && row.size() == 1) {
+    if (!tokenizer) tokenizer = model::read_tokenizer(o.model.folder);
+    return model::encode(*tokenizer, row["text"].get<std::string>());
+  }
   if (!row.is_object() || row.size() != 1 || !row.contains("tokens") || !row["tokens"].is_array())
     bad_line(file, number, "must be {\"tokens\": [...]} or {\"text\": \"...\"}");
   std::vector<std::int32_t> tokens;
@@ -59,9 +65,10 @@ void run(const Options& o) {
   std::ifstream in(o.input);
   if (!in) base::fail<base::InputError>("--input: cannot read '{}'", o.input);
   std::vector<std::vector<std::int32_t>> sequences;
+  std::optional<model::Tokenizer> tokenizer;
   std::string line;
   for (std::size_t number = 1; std::getline(in, line); ++number)
-    if (!line.empty()) sequences.push_back(tokens_of(model->tokenizer, line, o.input, number));
+    if (!line.empty()) sequences.push_back(tokens_of(o, tokenizer, line, number));
   if (sequences.empty()) base::fail<base::InputError>("{}: there is no line to score", o.input);
 
   std::vector<float> logits;

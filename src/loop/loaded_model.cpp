@@ -14,7 +14,6 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   config.device = options.device;
   config.num_threads = options.num_threads;
   m->ctx = make_context(config, m->workspace);
-  m->tokenizer = model::read_tokenizer(options.folder);
   const model::Checkpoint checkpoint = model::open_checkpoint(options.folder);
   m->weights = model::make_weights(checkpoint.config);
   model::move_to(m->ctx, m->weights);

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "model/forward.h"
-#include "model/tokenizer.h"
 
 namespace lockstep::loop {
 
@@ -20,7 +19,6 @@ struct ModelOptions {
 struct LoadedModel {
   tensor::Arena workspace;
   tensor::Context ctx;
-  model::Tokenizer tokenizer;
   model::Weights weights;
   std::shared_ptr<model::QuantizedWeights> quantized;
   model::RopeTables rope;

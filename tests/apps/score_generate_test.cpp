@@ -28,6 +28,22 @@ void write(const std::filesystem::path& path, const std::string& text) {
   std::ofstream(path) << text;
 }
 
+TEST_F(ScoreTest, TokensNeedNoTokenizer) {
+  write(dir / "tokens.jsonl", "{\"tokens\": [1, 5, 9, 77, 200, 13]}\n");
+  write(dir / "text.jsonl", "{\"text\": \"a\"}\n");
+  for (const std::string family : {"qwen3_moe", "mixtral", "olmoe"}) {
+    const std::string model = std::string(LOCKSTEP_SOURCE_DIR) + "/tests/data/hf/" + family;
+    const Outcome scored = run({"score", "--model", model, "--device", "cpu", "--input",
+                                dir / "tokens.jsonl", "--output", dir / "out.jsonl"});
+    ASSERT_EQ(scored.code, 0) << scored.text;
+    EXPECT_EQ(lines_of(dir / "out.jsonl")[0]["logprobs"].size(), 6u);
+    const Outcome refused = run({"score", "--model", model, "--device", "cpu", "--input",
+                                 dir / "text.jsonl", "--output", dir / "out.jsonl"});
+    EXPECT_NE(refused.code, 0);
+    EXPECT_NE(refused.text.find("tokenizer.json"), std::string::npos) << refused.text;
+  }
+}
+
 TEST_F(GenerateTest, ScoreGivesTheLogprobsThatItSampledWith) {
   write(dir / "prompts.jsonl", "{\"prompt\": \"abc>\"}\n{\"prompt\": \"hg>\"}\n");
   for (const std::string precision : {"bf16", "fp8"}) {
