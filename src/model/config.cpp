@@ -156,10 +156,9 @@ void validate(const ModelConfig& c, const std::string& where) {
   const double hidden = static_cast<double>(c.hidden_size);
   const double attention =
       static_cast<double>(c.head_dim) * (static_cast<double>(c.num_heads + c.num_kv_heads) * 2);
-  const double experts =
-      std::max(static_cast<double>(c.num_experts) *
-                   (static_cast<double>(c.moe_intermediate_size) * 3 + 1),
-               has_dense_layers(c) ? static_cast<double>(c.intermediate_size) * 3 : 0.0);
+  const double experts = std::max(
+      static_cast<double>(c.num_experts) * (static_cast<double>(c.moe_intermediate_size) * 3 + 1),
+      has_dense_layers(c) ? static_cast<double>(c.intermediate_size) * 3 : 0.0);
   const double elements = hidden * (static_cast<double>(c.vocab_size) * 2 +
                                     static_cast<double>(c.num_layers) * (attention + experts));
   if (elements > kMaxElements)

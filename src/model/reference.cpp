@@ -146,9 +146,8 @@ Matrix head_norm_rope_backward(const Layer& l, const Matrix& raw, std::int64_t h
   const std::int64_t width = l.c.qk_norm_whole ? heads * K : K;
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t n = 0; n < heads * K; n += width)
-      rms_norm_backward(raw.row(t) + n, l.at(norm).row(0), width,
-                        static_cast<double>(l.c.rms_eps), d_out.row(t) + n, d_raw.row(t) + n,
-                        g.at(l.name(norm)).row(0));
+      rms_norm_backward(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
+                        d_out.row(t) + n, d_raw.row(t) + n, g.at(l.name(norm)).row(0));
   return d_raw;
 }
 
@@ -400,11 +399,10 @@ ReferencePass reference_forward(const ReferenceModel& model,
   for (std::int64_t t = 0; t < x.rows; ++t)
     std::copy_n(embedding.row(tokens[t]), x.columns, x.row(t));
   for (std::int64_t l = 0; l < c.num_layers; ++l)
-    pass.layers.push_back(
-        forward_layer({model, l}, x,
-                      routing && !is_dense(c, l)
-                          ? routing->at(l).data() + first_token * c.router.top_k
-                          : nullptr));
+    pass.layers.push_back(forward_layer({model, l}, x,
+                                        routing && !is_dense(c, l)
+                                            ? routing->at(l).data() + first_token * c.router.top_k
+                                            : nullptr));
   pass.hidden = norm_rows(x, params.at("model.norm.weight"), static_cast<double>(c.rms_eps));
   pass.x_final = std::move(x);
   pass.logits = linear(params.at(head_name(c)), pass.hidden);

@@ -117,8 +117,7 @@ struct LayerBackward {
 // From d_down_MD to the gradient of gate|up's input, over the segments' rows (offsets_E1 empty: one
 // expert has all rows).
 void mlp_backward(const LayerBackward& l, const TensorView& d_down_MD, const SavedInput& x,
-                  const Segments& segments, const TensorView& offsets_E1,
-                  const TensorView& dx_MD) {
+                  const Segments& segments, const TensorView& offsets_E1, const TensorView& dx_MD) {
   const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
   const LayerParams& p = l.params();
   const std::int64_t M = d_down_MD.dim(0), F = p.width;

@@ -139,10 +139,10 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
 }
 
 // Answers of one set of requests under these options.
-std::vector<data::Trajectory> generate(const tensor::Context& ctx, const rollout::Options& options,
-                                       int requests, std::int64_t* graph_steps = nullptr,
-                                       const model::ModelConfig& config =
-                                           rollout::test::tiny_config(128)) {
+std::vector<data::Trajectory> generate(
+    const tensor::Context& ctx, const rollout::Options& options, int requests,
+    std::int64_t* graph_steps = nullptr,
+    const model::ModelConfig& config = rollout::test::tiny_config(128)) {
   model::Weights weights = model::make_weights(config);
   model::initialize(weights, 1);
   model::move_to(ctx, weights);

@@ -270,7 +270,8 @@ TEST(HfConfig, every_family_survives_writing_and_reading) {
     EXPECT_EQ(c.num_experts, f.config.num_experts);
     EXPECT_EQ(rope_frequencies(c).inverse, rope_frequencies(f.config).inverse);
     EXPECT_EQ(rope_frequencies(c).factor, rope_frequencies(f.config).factor);
-    for (std::int64_t l = 0; l < c.num_layers; ++l) EXPECT_EQ(is_dense(c, l), is_dense(f.config, l));
+    for (std::int64_t l = 0; l < c.num_layers; ++l)
+      EXPECT_EQ(is_dense(c, l), is_dense(f.config, l));
   }
 }
 

@@ -71,8 +71,8 @@ inline ReferenceModel golden_model(const HfGolden& g) {
   return model;
 }
 
-// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one, and call
-// every family's experts `mlp`.
+// The gradient norms are of PyTorch's parameters, which hold all experts of a layer in one, and
+// call every family's experts `mlp`.
 inline std::string golden_norm_name(std::string name) {
   const std::string mixtral = "block_sparse_moe";
   if (const auto at = name.find(mixtral); at != std::string::npos)
