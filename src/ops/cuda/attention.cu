@@ -89,25 +89,12 @@ void launch_stream(const Context& ctx, const AttentionArgs& a, float c, int deco
   const StreamMaps maps{rows_map(a.q, kWidth, a.heads, a.tokens, Plan::kRows, "q_THK"),
                         rows_map(a.k, kWidth, a.kv_heads, a.rows, piece, "k_RJK"),
                         rows_map(a.v, kWidth, a.kv_heads, a.rows, piece, "v_RJK")};
-  const tensor::ArenaScope scope(*ctx.workspace);
-  const auto take = [&](tensor::DType dtype, std::int64_t n) {
-    return ctx.workspace->take(dtype, {n}).data;
-  };
-  StreamWork work{};
-  work.first_item = static_cast<int*>(take(tensor::DType::kInt32, a.sequences + 1));
-  work.next = static_cast<int*>(take(tensor::DType::kInt32, 1));
-  if (a.most_keys > kSplit)
-    work.merged = static_cast<float*>(
-        take(tensor::DType::kFp32, std::int64_t{kMultiprocessors} * Plan::kRows * kWidth));
-  constexpr int kPlanThreads = 256;
-  attention_plan_kernel<kPlanThreads>
-      <<<1, kPlanThreads, 0, stream_of(ctx)>>>(a, Plan::kRows, decode_rows, work);
-  LOCKSTEP_CUDA_LAUNCHED("attention_plan");
-  const std::int64_t most = (a.longest + Plan::kRows - 1) / Plan::kRows * a.heads * a.sequences;
+  const int bytes = Plan::bytes(a.most_keys > kSplit);
   const auto kernel = attention_stream_kernel<kWidth, kPaged>;
-  allow_shared(kernel, Plan::kBytes);
-  kernel<<<grid_size(most < kMultiprocessors ? most : kMultiprocessors), Plan::kThreads,
-           Plan::kBytes, stream_of(ctx)>>>(a, c, work, piece, maps);
+  allow_shared(kernel, bytes);
+  const dim3 grid(grid_size((a.longest + Plan::kRows - 1) / Plan::kRows), grid_size(a.heads),
+                  grid_size(a.sequences));
+  kernel<<<grid, Plan::kThreads, bytes, stream_of(ctx)>>>(a, c, decode_rows, piece, maps);
   LOCKSTEP_CUDA_LAUNCHED("attention_stream");
 }
 

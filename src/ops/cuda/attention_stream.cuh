@@ -13,139 +13,63 @@ struct StreamPlan {
   static constexpr int kGroups = 2;  // consumer warpgroups
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kConsumerRegisters = 232;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = 24;
   static constexpr int kPanels = kWidth / 64;  // of 128 bytes a row
   static constexpr int kStages = 2;
   static constexpr int kQueryBytes = kRows * kWidth * 2;
   static constexpr int kBlockBytes = kBlock * kWidth * 2;
   static constexpr int kPanelBytes = kBlock * 128;
-  static constexpr int kWork = kQueryBytes + 2 * kStages * kBlockBytes;  // offset
-  static constexpr int kBarriers = kWork + 2 * 32;                       // offset
+  static constexpr int kBarriers = kQueryBytes + 2 * kStages * kBlockBytes;  // offset
+  static constexpr int kMerged = kBarriers + 128;                            // offset
   static constexpr int kAlign = 1024;
-  static constexpr int kBytes = kAlign + kBarriers + 48 + 32 * kStages;
-};
-
-// The work of the persistent CTAs: tiles of every sequence and head, taken in order by a counter.
-struct StreamWork {
-  int* first_item;  // [S + 1]: tiles times heads of the sequences before
-  int* next;        // the counter
-  float* merged;    // [CTAs, rows, width], O of the splits so far; null where there is one split
-};
-// What the producer tells the consumers of a tile.
-struct alignas(32) StreamTile {
-  Sequence seq;  // no queries: there are no more tiles
-  int h, first;
-};
-static_assert(sizeof(StreamTile) == 32);
-
-// One CTA: fills in the work. Sequences of up to `decode_rows` rows are not among it.
-template <int kPlanThreads>
-__global__ __launch_bounds__(kPlanThreads) void attention_plan_kernel(AttentionArgs a,
-                                                                      int tile_rows,
-                                                                      int decode_rows,
-                                                                      StreamWork work) {
-  __shared__ int sums[kPlanThreads / 32];
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int heads = static_cast<int>(a.heads), group = static_cast<int>(a.heads / a.kv_heads);
-  int before = 0;
-  for (int base = 0; base < a.sequences; base += kPlanThreads) {
-    const int s = base + static_cast<int>(threadIdx.x);
-    int items = 0;
-    if (s < a.sequences) {
-      const Sequence seq(a, s);
-      if (seq.queries * group > decode_rows)
-        items = (seq.queries + tile_rows - 1) / tile_rows * heads;
-    }
-    int sum = items;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const int left = __shfl_up_sync(0xFFFFFFFFu, sum, d);
-      if (lane >= d) sum += left;
-    }
-    if (lane == 31) sums[warp] = sum;
-    __syncthreads();
-    int all = 0;
-    for (int w = 0; w < kPlanThreads / 32; ++w) {
-      if (w < warp) sum += sums[w];
-      all += sums[w];
-    }
-    if (s < a.sequences) work.first_item[s] = before + sum - items;
-    before += all;
-    __syncthreads();
+  static constexpr int bytes(bool several_splits) {
+    return kAlign + kMerged + (several_splits ? kRows * kWidth * 4 : 0);
   }
-  if (threadIdx.x == 0) {
-    work.first_item[a.sequences] = before;
-    *work.next = 0;
-  }
-}
-
-// A warp takes the next tile; false where there is none.
-template <int kRows>
-__device__ __forceinline__ bool take_tile(const AttentionArgs& a, const StreamWork& work, int* s,
-                                          StreamTile* tile) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, S = static_cast<int>(a.sequences);
-  int item = 0;
-  if (lane == 0) item = atomicAdd(work.next, 1);
-  item = __shfl_sync(0xFFFFFFFFu, item, 0);
-  for (int base = 0; base < S; base += 32) {
-    const int at = base + lane;
-    const int end = at < S ? work.first_item[at + 1] : 0x7FFFFFFF;
-    const unsigned found = __ballot_sync(0xFFFFFFFFu, at < S && item < end);
-    if (found == 0) continue;
-    *s = base + __ffs(static_cast<int>(found)) - 1;
-    tile->seq = Sequence(a, *s);
-    const int tiles = (tile->seq.queries + kRows - 1) / kRows;
-    const int local = item - work.first_item[*s];
-    tile->h = local / tiles;
-    tile->first = (tiles - 1 - local % tiles) * kRows;  // the longest of a head first
-    return true;
-  }
-  return false;
-}
+};
 
 struct StreamMaps {
   CUtensorMap q, k, v;  // [width, heads, rows], boxes of 64 columns, one head
 };
 
-// last[h] is the last column that row h of the thread sees.
-__device__ __forceinline__ void stream_mask(float (&s)[64], const int (&last)[2]) {
-  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < 64; ++i)
-    if (i / 4 * 8 + column + i % 2 > last[i / 2 % 2]) s[i] = kNone;
-}
-
 // The softmax of a block on a wgmma accumulator (section 8): scores become p, the state moves on;
-// corr is what O is multiplied by.
+// corr is what O is multiplied by. last[h] is the last column that row h of the thread sees.
 struct StreamRows {
   float m[2], mc[2], l[2];
 };
-__device__ __forceinline__ void stream_softmax(float (&s)[64], float c, StreamRows& w,
-                                               float (&corr)[2]) {
+template <bool kMasked>
+__device__ __forceinline__ void stream_softmax(float (&s)[64], const int (&last)[2], float c,
+                                               StreamRows& w, float (&corr)[2]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float m[2] = {w.m[h], kNone};
 #pragma unroll
-    for (int j = 0; j < 16; ++j)
-      m[j % 2] = fmaxf(m[j % 2], fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+    for (int j = 0; j < 16; ++j) {
+      float& x = s[4 * j + 2 * h];
+      float& y = s[4 * j + 2 * h + 1];
+      if (kMasked) {
+        if (8 * j + column > last[h]) x = kNone;
+        if (8 * j + column + 1 > last[h]) y = kNone;
+      }
+      m[j % 2] = fmaxf(m[j % 2], fmaxf(x, y));
+    }
     const float top = quad_max(fmaxf(m[0], m[1]));
     const float mc = top * c;
     corr[h] = softmax_exp2(w.mc[h] - mc);
     w.m[h] = top;
     w.mc[h] = mc;
-    w.l[h] = w.l[h] * corr[h];
-  }
+    float l = w.l[h] * corr[h];
 #pragma unroll
-  for (int j = 0; j < 16; ++j)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int j = 0; j < 16; ++j) {
       float& x = s[4 * j + 2 * h];
       float& y = s[4 * j + 2 * h + 1];
-      x = softmax_exp2(numerics::fma(x, c, -w.mc[h]));
-      y = softmax_exp2(numerics::fma(y, c, -w.mc[h]));
-      w.l[h] = w.l[h] + (x + y);
+      x = softmax_exp2(numerics::fma(x, c, -mc));
+      y = softmax_exp2(numerics::fma(y, c, -mc));
+      l = l + (x + y);
     }
+    w.l[h] = l;
+  }
 }
 
 // p as operand A: four registers a step of 16 keys.
@@ -178,29 +102,31 @@ __device__ __forceinline__ void stream_values(float (&o)[kWidth / 2],
 // Pages come in pieces of `piece` rows, which the boxes of k's and v's maps have; at least 8.
 template <int kWidth, bool kPaged>
 __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_stream_kernel(
-    AttentionArgs a, float c, StreamWork work, int piece, const __grid_constant__ StreamMaps maps) {
+    AttentionArgs a, float c, int decode_rows, int piece, const __grid_constant__ StreamMaps maps) {
   using Plan = StreamPlan<kWidth>;
   constexpr int kRows = Plan::kRows, kStages = Plan::kStages;
   extern __shared__ unsigned char unaligned[];
+  const int s = blockIdx.z, h = blockIdx.y, j = h / static_cast<int>(a.heads / a.kv_heads);
+  const Sequence seq(a, s);
+  const int tiles = (seq.queries + kRows - 1) / kRows;
+  const int group_heads = static_cast<int>(a.heads / a.kv_heads);
+  if (static_cast<int>(blockIdx.x) >= tiles || seq.queries * group_heads <= decode_rows) return;
+  const int first = (tiles - 1 - static_cast<int>(blockIdx.x)) * kRows;
+  const int last = first + kRows < seq.queries ? first + kRows : seq.queries;
+  const int end = seq.first_position + last;
+  const int blocks = (end + kBlock - 1) / kBlock;
+
   const std::uint32_t start = shared_address(unaligned);
   const std::uint32_t base = (start + Plan::kAlign - 1) / Plan::kAlign * Plan::kAlign;
-  auto* told = reinterpret_cast<StreamTile*>(unaligned + (base - start) + Plan::kWork);
   const auto k_at = [&](int stage) { return base + Plan::kQueryBytes + stage * Plan::kBlockBytes; };
   const auto v_at = [&](int stage) { return k_at(kStages + stage); };
-  const std::uint32_t q_full = base + Plan::kBarriers, q_free = q_full + 8;
-  const auto told_full = [&](int n) { return q_full + 16 + n % 2 * 16; };
-  const auto told_free = [&](int n) { return told_full(n) + 8; };
-  const auto k_full = [&](int stage) { return q_full + 48 + stage * 32; };
+  const std::uint32_t q_full = base + Plan::kBarriers;
+  const auto k_full = [&](int stage) { return q_full + 8 + stage * 32; };
   const auto k_free = [&](int stage) { return k_full(stage) + 8; };
   const auto v_full = [&](int stage) { return k_full(stage) + 16; };
   const auto v_free = [&](int stage) { return k_full(stage) + 24; };
   if (threadIdx.x == 0) {
     mbarrier_init(q_full, 1);
-    mbarrier_init(q_free, 4 * Plan::kGroups);
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(told_full(i), 1);
-      mbarrier_init(told_free(i), 4 * Plan::kGroups);
-    }
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init(k_full(i), 1);
       mbarrier_init(v_full(i), 1);
@@ -216,61 +142,44 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     give_registers<Plan::kProducerRegisters>();
     if (threadIdx.x >= 32) return;
     const bool leader = threadIdx.x == 0;
-    int i = 0;  // blocks loaded so far
-    for (int n = 0;; ++n) {
-      int s = 0;
-      StreamTile tile{};
-      const bool more = take_tile<kRows>(a, work, &s, &tile);
-      mbarrier_wait(told_free(n), static_cast<std::uint32_t>(n / 2 % 2) ^ 1u);
-      if (leader) {
-        told[n % 2] = tile;
-        mbarrier_arrive(told_full(n));
-      }
-      if (!more) return;
-      const Sequence& seq = tile.seq;
-      const int j = tile.h / static_cast<int>(a.heads / a.kv_heads);
-      const int last = tile.first + kRows < seq.queries ? tile.first + kRows : seq.queries;
-      const int end = seq.first_position + last, blocks = (end + kBlock - 1) / kBlock;
-      const int row = static_cast<int>(seq.begin);
-      // Keys or values of block b.
-      const auto load = [&](std::uint32_t to, const CUtensorMap* map, std::uint32_t full, int b) {
-        if (leader) mbarrier_arrive_expect(full, Plan::kBlockBytes);
-        if (!kPaged && leader)
-          for (int panel = 0; panel < Plan::kPanels; ++panel)
-            tma_load_3d(to + panel * Plan::kPanelBytes, map, full, panel * 64, j, row + b * kBlock);
-        const int at = static_cast<int>(threadIdx.x) * piece;
-        if (kPaged && at < kBlock) {
-          const int from = key_row(a, seq, s, b * kBlock + at, end);
-          for (int panel = 0; panel < Plan::kPanels; ++panel)
-            tma_load_3d(to + panel * Plan::kPanelBytes + at * 128, map, full, panel * 64, j,
-                        from < 0 ? -kBlock : from);
-        }
-      };
-      mbarrier_wait(q_free, static_cast<std::uint32_t>(n % 2) ^ 1u);
-      if (leader) {
-        mbarrier_arrive_expect(q_full, Plan::kQueryBytes);
+    const int row = static_cast<int>(seq.begin);
+    // Keys or values of block b.
+    const auto load = [&](std::uint32_t to, const CUtensorMap* map, std::uint32_t full, int b) {
+      if (leader) mbarrier_arrive_expect(full, Plan::kBlockBytes);
+      if (!kPaged && leader)
         for (int panel = 0; panel < Plan::kPanels; ++panel)
-          tma_load_3d(base + panel * kRows * 128, &maps.q, q_full, panel * 64, tile.h,
-                      row + tile.first);
+          tma_load_3d(to + panel * Plan::kPanelBytes, map, full, panel * 64, j, row + b * kBlock);
+      const int at = static_cast<int>(threadIdx.x) * piece;
+      if (kPaged && at < kBlock) {
+        const int from = key_row(a, seq, s, b * kBlock + at, end);
+        for (int panel = 0; panel < Plan::kPanels; ++panel)
+          tma_load_3d(to + panel * Plan::kPanelBytes + at * 128, map, full, panel * 64, j,
+                      from < 0 ? -kBlock : from);
       }
-      for (int b = 0; b < blocks; ++b, ++i) {
-        const int stage = i % kStages;
-        const std::uint32_t parity = static_cast<std::uint32_t>(i / kStages % 2) ^ 1u;
-        mbarrier_wait(k_free(stage), parity);
-        load(k_at(stage), &maps.k, k_full(stage), b);
-        mbarrier_wait(v_free(stage), parity);
-        if ((b + 1) * kBlock <= seq.keys) {
-          load(v_at(stage), &maps.v, v_full(stage), b);
-        } else {
-          load_some_rows<kWidth, kBlock>(
-              a.v + j * kWidth, a.kv_heads * kWidth, v_at(stage),
-              [&](int r) { return key_row(a, seq, s, b * kBlock + r, seq.keys); });
-          finish_last_rows();
-          if (leader) mbarrier_arrive(v_full(stage));
-        }
-        __syncwarp();
-      }
+    };
+    if (leader) {
+      mbarrier_arrive_expect(q_full, Plan::kQueryBytes);
+      for (int panel = 0; panel < Plan::kPanels; ++panel)
+        tma_load_3d(base + panel * kRows * 128, &maps.q, q_full, panel * 64, h, row + first);
     }
+    for (int b = 0; b < blocks; ++b) {
+      const int stage = b % kStages;
+      const std::uint32_t parity = static_cast<std::uint32_t>(b / kStages % 2) ^ 1u;
+      mbarrier_wait(k_free(stage), parity);
+      load(k_at(stage), &maps.k, k_full(stage), b);
+      mbarrier_wait(v_free(stage), parity);
+      if ((b + 1) * kBlock <= seq.keys) {
+        load(v_at(stage), &maps.v, v_full(stage), b);
+      } else {
+        load_some_rows<kWidth, kBlock>(
+            a.v + j * kWidth, a.kv_heads * kWidth, v_at(stage),
+            [&](int r) { return key_row(a, seq, s, b * kBlock + r, seq.keys); });
+        finish_last_rows();
+        if (leader) mbarrier_arrive(v_full(stage));
+      }
+      __syncwarp();
+    }
+    return;
   }
 
   take_registers<Plan::kConsumerRegisters>();
@@ -278,119 +187,100 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const int lane = thread % 32, warp = thread / 32 % 4;
   const bool signals = thread % 128 == 0;
   const std::uint32_t q = base + group * 64 * 128;
-  float* merged = work.merged + std::int64_t{blockIdx.x} * kRows * kWidth + thread;
-  constexpr int kSplitBlocks = kSplit / kBlock;
-  int i0 = 0;  // blocks used by the tiles before
-  for (int n = 0;; ++n) {
-    mbarrier_wait(told_full(n), static_cast<std::uint32_t>(n / 2 % 2));
-    const StreamTile tile = told[n % 2];
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(told_free(n));
-    const Sequence& seq = tile.seq;
-    if (seq.queries == 0) return;
-    const int last = tile.first + kRows < seq.queries ? tile.first + kRows : seq.queries;
-    const int blocks = (seq.first_position + last + kBlock - 1) / kBlock;
-    const int row = tile.first + group * 64 + warp * 16 + lane / 4;  // and row + 8
-    const int position[2] = {seq.first_position + row, seq.first_position + row + 8};
-    const int lowest = seq.first_position + tile.first + group * 64;
-    const auto stage_of = [&](int b) { return (i0 + b) % kStages; };
-    const auto parity_of = [&](int b) {
-      return static_cast<std::uint32_t>((i0 + b) / kStages % 2);
-    };
-    const auto scores = [&](float(&x)[64], int b) {
-      mbarrier_wait(k_full(stage_of(b)), parity_of(b));
-      wgmma_fence();
-      stream_scores<kWidth>(x, q, k_at(stage_of(b)));
-      wgmma_commit();
-    };
-    float o[kWidth / 2];
-    const auto values = [&](const std::uint32_t(&p)[8][4], int b, bool add) {
-      mbarrier_wait(v_full(stage_of(b)), parity_of(b));
-      wgmma_fence();
-      stream_values<kWidth>(o, p, v_at(stage_of(b)), add);
-      wgmma_commit();
-    };
-    const auto softmax = [&](float(&x)[64], int b, StreamRows& w, float(&corr)[2]) {
-      const int seen[2] = {position[0] - b * kBlock, position[1] - b * kBlock};
-      if (b * kBlock + kBlock - 1 > lowest) stream_mask(x, seen);
-      stream_softmax(x, c, w, corr);
-      keep_registers(x);  // not behind the wait for the product that runs meanwhile
-    };
-    const auto release = [&](std::uint32_t barrier) {
-      if (signals) mbarrier_arrive(barrier);
-    };
+  float* merged = reinterpret_cast<float*>(unaligned + (base - start) + Plan::kMerged) + thread;
+  const int row = first + group * 64 + warp * 16 + lane / 4;  // and row + 8
+  const int position[2] = {seq.first_position + row, seq.first_position + row + 8};
+  const int lowest = seq.first_position + first + group * 64;
+  const auto scores = [&](float(&x)[64], int b) {
+    mbarrier_wait(k_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
+    wgmma_fence();
+    stream_scores<kWidth>(x, q, k_at(b % kStages));
+    wgmma_commit();
+  };
+  float o[kWidth / 2];
+  const auto values = [&](const std::uint32_t(&p)[8][4], int b, bool add) {
+    mbarrier_wait(v_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
+    wgmma_fence();
+    stream_values<kWidth>(o, p, v_at(b % kStages), add);
+    wgmma_commit();
+  };
+  const auto softmax = [&](float(&x)[64], int b, StreamRows& w, float(&corr)[2]) {
+    const int seen[2] = {position[0] - b * kBlock, position[1] - b * kBlock};
+    if (b * kBlock + kBlock - 1 > lowest)
+      stream_softmax<true>(x, seen, c, w, corr);
+    else
+      stream_softmax<false>(x, seen, c, w, corr);
+  };
+  const auto release = [&](std::uint32_t barrier) {
+    if (signals) mbarrier_arrive(barrier);
+  };
 
-    float merged_m[2], merged_l[2];
-    mbarrier_wait(q_full, static_cast<std::uint32_t>(n % 2));
-    for (int split = 0; split < blocks; split += kSplitBlocks) {
-      const int split_end = split + kSplitBlocks < blocks ? split + kSplitBlocks : blocks;
-      StreamRows w{{kNone, kNone}, {kNone, kNone}, {0, 0}};
-      float x[64], corr[2];
-      std::uint32_t p[8][4];
-      scores(x, split);
-      wgmma_wait<0>();
+  float merged_m[2], merged_l[2];
+  mbarrier_wait(q_full, 0);
+  constexpr int kSplitBlocks = kSplit / kBlock;
+  for (int split = 0; split < blocks; split += kSplitBlocks) {
+    const int split_end = split + kSplitBlocks < blocks ? split + kSplitBlocks : blocks;
+    StreamRows w{{kNone, kNone}, {kNone, kNone}, {0, 0}};
+    float x[64], corr[2];
+    std::uint32_t p[8][4];
+    scores(x, split);
+    wgmma_wait<0>();
+    keep_registers(x);
+    release(k_free(split % kStages));
+    softmax(x, split, w, corr);
+    stream_pack(x, p);
+    for (int b = split; b + 1 < split_end; ++b) {
+      scores(x, b + 1);
+      values(p, b, b > split);
+      wgmma_wait<1>();
       keep_registers(x);
-      release(k_free(stage_of(split)));
-      softmax(x, split, w, corr);
-      stream_pack(x, p);
-      for (int b = split; b + 1 < split_end; ++b) {
-        scores(x, b + 1);
-        values(p, b, b > split);
-        wgmma_wait<1>();
-        keep_registers(x);
-        release(k_free(stage_of(b + 1)));
-        softmax(x, b + 1, w, corr);
-        wgmma_wait<0>();
-        keep_registers(o);
-        release(v_free(stage_of(b)));
-#pragma unroll
-        for (int e = 0; e < kWidth / 2; ++e) o[e] = o[e] * corr[e / 2 % 2];
-        stream_pack(x, p);
-      }
-      values(p, split_end - 1, split_end - 1 > split);
+      release(k_free((b + 1) % kStages));
+      softmax(x, b + 1, w, corr);
       wgmma_wait<0>();
       keep_registers(o);
-      release(v_free(stage_of(split_end - 1)));
+      release(v_free(b % kStages));
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float l = quad_total(w.l[r]);
-        const bool seen = position[r] >= split * kBlock;
-        float y = 1, z = 1;
-        if (split == 0) {
-          merged_m[r] = w.m[r];
-          merged_l[r] = l;
-        } else if (seen) {
-          merge(c, w.m[r], l, &merged_m[r], &merged_l[r], &y, &z);
-        }
+      for (int i = 0; i < kWidth / 2; ++i) o[i] = o[i] * corr[i / 2 % 2];
+      stream_pack(x, p);
+    }
+    values(p, split_end - 1, split_end - 1 > split);
+    wgmma_wait<0>();
+    keep_registers(o);
+    release(v_free((split_end - 1) % kStages));
 #pragma unroll
-        for (int e = 0; e < kWidth / 2; ++e) {
-          if (e / 2 % 2 != r) continue;
-          o[e] = o[e] + (o[e] - o[e]);
-          if (blocks <= kSplitBlocks) continue;
-          float* state = merged + e * 128 * Plan::kGroups;
-          if (split > 0) o[e] = seen ? numerics::fma(*state, y, o[e] * z) : *state;
-          *state = o[e];
-        }
+    for (int r = 0; r < 2; ++r) {
+      const float l = quad_total(w.l[r]);
+      const bool seen = position[r] >= split * kBlock;
+      float y = 1, z = 1;
+      if (split == 0) {
+        merged_m[r] = w.m[r];
+        merged_l[r] = l;
+      } else if (seen) {
+        merge(c, w.m[r], l, &merged_m[r], &merged_l[r], &y, &z);
+      }
+#pragma unroll
+      for (int i = 0; i < kWidth / 2; ++i) {
+        if (i / 2 % 2 != r) continue;
+        o[i] = o[i] + (o[i] - o[i]);
+        if (blocks <= kSplitBlocks) continue;
+        float* state = merged + i * 128 * Plan::kGroups;
+        if (split > 0) o[i] = seen ? numerics::fma(*state, y, o[i] * z) : *state;
+        *state = o[i];
       }
     }
-    i0 += blocks;
-
-    // Through this warp's rows of q in shared memory, which nobody reads any more, 16 bytes a
-    // thread to memory.
-    const float inverse[2] = {1.0f / merged_l[0], 1.0f / merged_l[1]};
-    named_sync(1 + group, 128);
-    store_rows<kWidth, kRows * 128>(o, inverse, q, a.out + (seq.begin * a.heads + tile.h) * kWidth,
-                                    a.heads * kWidth, tile.first + group * 64, seq.queries);
-    fence_async_shared();
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(q_free);
-    if (a.lse2 == nullptr || lane % 4 != 0) continue;
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (row + 8 * r < seq.queries)
-        a.lse2[(seq.begin + row + 8 * r) * a.heads + tile.h] =
-            log_sum2(c, merged_m[r], merged_l[r]);
   }
+
+  // Through this warp's rows of q in shared memory, which nobody reads any more, 16 bytes a thread
+  // to memory.
+  const float inverse[2] = {1.0f / merged_l[0], 1.0f / merged_l[1]};
+  named_sync(1 + group, 128);
+  store_rows<kWidth, kRows * 128>(o, inverse, q, a.out + (seq.begin * a.heads + h) * kWidth,
+                                  a.heads * kWidth, first + group * 64, seq.queries);
+  if (a.lse2 == nullptr || lane % 4 != 0) return;
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (row + 8 * r < seq.queries)
+      a.lse2[(seq.begin + row + 8 * r) * a.heads + h] = log_sum2(c, merged_m[r], merged_l[r]);
 }
 
 }  // namespace lockstep::ops::cuda

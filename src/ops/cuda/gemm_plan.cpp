@@ -20,9 +20,10 @@ GemmPlan plan_gemm(std::int64_t E, std::int64_t M, std::int64_t N, std::int64_t 
     return static_cast<GemmPlan>(std::find(names.begin(), names.end(), *forced) - names.begin());
   (void)K;
   const std::int64_t rows = M / E;
-  if (rows <= 48) return GemmPlan::kFew;
+  if (rows <= 64) return GemmPlan::kFew;
+  if (rows <= 160) return GemmPlan::k128x192;
   const std::int64_t tiles = E * ((rows + 255) / 256) * ((N + 127) / 128);
-  if (rows <= 160 || tiles < kMultiprocessors) return GemmPlan::k128x128;
+  if (tiles < kMultiprocessors) return GemmPlan::k128x128;
   return GemmPlan::k256x128Pair;
 }
 

@@ -144,14 +144,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   std::uint32_t parity = 0;
   float acc[Tile::kValues], part[Tile::kValues], other[Tile::kValues];
   const std::uint32_t my_rows = static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
-  // Starts the product of the next block; returns its stage. Where there is none (`real` is false)
-  // of whatever the stage holds, for nobody: the compiler wants no branch around it.
-  const auto multiply = [&](float(&into)[Tile::kValues], bool real) {
+  // Starts the product of the next block; returns its stage.
+  const auto multiply = [&](float(&into)[Tile::kValues]) {
     const int stage = at.stage;
-    if (real) {
-      ring.wait_full(at);
-      at.advance();
-    }
+    ring.wait_full(at);
+    at.advance();
     const std::uint64_t dy = operand_128b(ring.stage(stage) + my_rows);
     const std::uint64_t x = operand_128b(ring.stage(stage) + Tile::kDyBytes);
     keep_registers(into);
@@ -164,19 +161,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   };
   // Waits until at most kPending later products are under way, and adds this one.
   const auto add = [&]<int kPending>(std::integral_constant<int, kPending>,
-                                     float(&from)[Tile::kValues], int stage, bool real) {
+                                     float(&from)[Tile::kValues], int stage) {
     if constexpr (kScaling == Scaling::kBlock) {
       Promotion promotion(ring.stage(stage));
       wgmma_wait<kPending>();
       keep_registers(from);
-      if (!real) return;
       promotion.load_half(1);
       ring.release(stage);
       promotion.add(from, acc);
     } else {
       wgmma_wait<kPending>();
       keep_registers(from);
-      if (!real) return;
       ring.release(stage);
 #pragma unroll
       for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + from[i];
@@ -185,46 +180,38 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   };
   constexpr std::integral_constant<int, 0> kLast{};
   constexpr std::integral_constant<int, 1> kOneBehind{};
-
-  // The tensor cores have the next block's product while one is added, and the next tile's first
-  // while a tile's results leave. (Nothing is under way at the end of a loop's body: the compiler
-  // would put everything in a row.)
-  const int first_tile = static_cast<int>(blockIdx.x), stride = static_cast<int>(gridDim.x);
-  for (int tile = first_tile; tile < tiles; tile += stride) {
-    const int blocks = blocks_of(Tile::place(g, tile).expert);
-    const int s0 = multiply(part, blocks > 0);
-    if (tile != first_tile) {
-      give_results<kAccumulate>(boxes, parity, acc);
-      parity ^= 1;
-    }
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+       tile += static_cast<int>(gridDim.x), parity ^= 1) {
+    const WgradPlace place = Tile::place(g, tile);
+    const int blocks = blocks_of(place.expert);
 #pragma unroll
     for (float& c : acc) c = 0.0f;
-    const int s1 = multiply(other, blocks > 1);
-    add(kOneBehind, part, s0, blocks > 0);
-    const int s2 = multiply(part, blocks > 2);
-    add(kOneBehind, other, s1, blocks > 1);
-    const int s3 = multiply(other, blocks > 3);
-    add(kOneBehind, part, s2, blocks > 2);
-    add(kLast, other, s3, blocks > 3);
-    int b = 4;
+    // The tensor cores have the next block's product while one is added. (Nothing is under way at
+    // the end of a loop's body: the compiler would put everything in a row.)
+    int b = 0;
     for (; b + 4 <= blocks; b += 4) {
-      const int t0 = multiply(part, true), t1 = multiply(other, true);
-      add(kOneBehind, part, t0, true);
-      const int t2 = multiply(part, true);
-      add(kOneBehind, other, t1, true);
-      const int t3 = multiply(other, true);
-      add(kOneBehind, part, t2, true);
-      add(kLast, other, t3, true);
+      const int s0 = multiply(part), s1 = multiply(other);
+      add(kOneBehind, part, s0);
+      const int s2 = multiply(part);
+      add(kOneBehind, other, s1);
+      const int s3 = multiply(other);
+      add(kOneBehind, part, s2);
+      add(kLast, other, s3);
     }
-    for (; b < blocks; b += 2) {
-      const int t0 = multiply(part, true), t1 = multiply(other, b + 1 < blocks);
-      add(kOneBehind, part, t0, true);
-      add(kLast, other, t1, b + 1 < blocks);
+    if (b + 2 <= blocks) {
+      const int s0 = multiply(part), s1 = multiply(other);
+      add(kOneBehind, part, s0);
+      add(kLast, other, s1);
+      b += 2;
+    }
+    if (b < blocks) {
+      const int s0 = multiply(part);
+      add(kLast, part, s0);
     }
     if constexpr (kScaling == Scaling::kRow)
-      if (blocks > 0) scale_rows(g, Tile::place(g, tile), dy_scales, x_scales, acc);
+      if (blocks > 0) scale_rows(g, place, dy_scales, x_scales, acc);
+    give_results<kAccumulate>(boxes, parity, acc);
   }
-  if (first_tile < tiles) give_results<kAccumulate>(boxes, parity, acc);
 }
 
 struct Launch {
