@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Runs ctest on a build folder and ends with one line: "N passed, N failed", and ", N skipped" where
-# tests were skipped (those that need a GPU, on a machine without one). What was skipped counts
-# neither as passed nor as failed.
+# Runs ctest on a build folder and ends with one line: "N passed, N failed". Tests that were skipped
+# (those that need a GPU, on a machine without one) count as neither; the line before says how many.
 # Usage: tools/run_tests.sh FOLDER [ctest options]
 set -uo pipefail
 
@@ -19,7 +18,6 @@ if [[ -z "${total:-}" ]]; then
   exit 1
 fi
 skipped=$(grep -cE '^[[:space:]]+[0-9]+ - .* \(Skipped\)$' "$log")
-summary="$((total - failed - skipped)) passed, $failed failed"
-if ((skipped > 0)); then summary+=", $skipped skipped"; fi
-echo "$summary"
+if ((skipped > 0)); then echo "$skipped skipped"; fi
+echo "$((total - failed - skipped)) passed, $failed failed"
 exit "$status"
