@@ -23,7 +23,6 @@ class DecodeGraphs {
 
   // After the model's or the cache's memory moved.
   void clear() { graphs_.clear(); }
-  std::int64_t count() const { return static_cast<std::int64_t>(graphs_.size()); }
 
  private:
   struct Step {
