@@ -45,13 +45,15 @@ __device__ __forceinline__ std::uint64_t operand_of(std::uint32_t low) {
 
 // d = the part of a block: four steps of 32 from 0 (docs/numerics.md, section 4). a: 64 rows of 128
 // bytes, b: N rows, low words of operands. d is there after finish_block.
-template <Fp8Type kA, Fp8Type kB, int kCount>
+template <Fp8Type kA, Fp8Type kB, int kTurn = 0, int kCount>
 __device__ __forceinline__ void start_block(float (&d)[kCount], std::uint32_t a, std::uint32_t b) {
   keep_registers(d);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
+  for (int k = 0; k < 4; ++k) {
+    if (kTurn == 2 && k == 3) wgmma_commit();
     wgmma_fp8<kA, kB>(d, operand_of(a + 2 * k), operand_of(b + 2 * k), k > 0);
+  }
   wgmma_commit();
   keep_registers(d);
 }
@@ -64,6 +66,7 @@ __device__ __forceinline__ void finish_block(float (&d)[kCount]) {
 // This warp has read the stage. With clusters, every CTA that writes to it is told.
 template <int kCluster>
 __device__ __forceinline__ void release_stage(std::uint32_t empty, int lane) {
+  __syncwarp();  // all lanes have
   if constexpr (kCluster > 1) {
     if (lane < kCluster) mbarrier_arrive_at(empty, static_cast<std::uint32_t>(lane));
   } else {

@@ -3,6 +3,7 @@
 
 #include "ops/cuda/gemm_fp8_few.cuh"
 #include "ops/cuda/gemm_fp8_rows.cuh"
+#include "ops/cuda/gemm_fp8_wide.cuh"
 #include "ops/cuda/gemm_plan.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/tensor_map.h"
@@ -75,11 +76,18 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster = 1>
+          int kCluster = 1, int kTurn = 0>
 void launch_rows(const Context& ctx, const GemmOperands& in) {
   launch_gemm<RowsShape<kConsumers, kWaves, kColumns, kCluster>>(
-      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster>, in, 64,
+      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster, kTurn>, in, 64,
       kColumns, kColumns * kCluster, kCluster);
+}
+
+template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kCluster>
+void launch_wide(const Context& ctx, const GemmOperands& in) {
+  using Shape = WideShape<kCluster>;
+  launch_gemm<Shape>(ctx, fp8_wide_kernel<kA, kB, kScaling, kCluster>, in, 64,
+                     Shape::kColumns / kCluster, Shape::kColumns, kCluster);
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
@@ -98,8 +106,16 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
         return launch_rows<kA, kB, kScaling, 2, 2, 128>(ctx, in);
       case GemmPlan::k256x128Pair:
         return launch_rows<kA, kB, kScaling, 2, 2, 128, 2>(ctx, in);
-      case GemmPlan::k256x128Quad:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 4>(ctx, in);
+      case GemmPlan::k128x256:
+        return launch_wide<kA, kB, kScaling, 1>(ctx, in);
+      case GemmPlan::k128x256Pair:
+        return launch_wide<kA, kB, kScaling, 2>(ctx, in);
+      case GemmPlan::kTurn1:
+        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 1>(ctx, in);
+      case GemmPlan::kTurn2:
+        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 2>(ctx, in);
+      case GemmPlan::kTurn3:
+        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 3>(ctx, in);
       case GemmPlan::k128x192:
         return launch_rows<kA, kB, kScaling, 2, 1, 192>(ctx, in);
       case GemmPlan::k192x128:

@@ -11,7 +11,11 @@ namespace lockstep::ops::cuda {
 enum class GemmPlan {
   k256x128,      // tiles of rows x columns
   k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
-  k256x128Quad,  // four
+  k128x256,
+  k128x256Pair,
+  kTurn1,
+  kTurn2,
+  kTurn3,
   k128x128,
   k128x192,
   k192x128,
