@@ -13,6 +13,7 @@ struct GemmArguments {
   const float* b_scales;
   const std::int32_t* offsets;  // null: one expert
   void* d;
+  std::int32_t* claimed;  // tiles taken beyond the first of every cluster; 0 before the launch
   int experts, M, N, K;
   int stages;
   bool bf16;
@@ -45,15 +46,13 @@ __device__ __forceinline__ std::uint64_t operand_of(std::uint32_t low) {
 
 // d = the part of a block: four steps of 32 from 0 (docs/numerics.md, section 4). a: 64 rows of 128
 // bytes, b: N rows, low words of operands. d is there after finish_block.
-template <Fp8Type kA, Fp8Type kB, int kTurn = 0, int kCount>
+template <Fp8Type kA, Fp8Type kB, int kCount>
 __device__ __forceinline__ void start_block(float (&d)[kCount], std::uint32_t a, std::uint32_t b) {
   keep_registers(d);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (kTurn == 2 && k == 3) wgmma_commit();
+  for (int k = 0; k < 4; ++k)
     wgmma_fp8<kA, kB>(d, operand_of(a + 2 * k), operand_of(b + 2 * k), k > 0);
-  }
   wgmma_commit();
   keep_registers(d);
 }

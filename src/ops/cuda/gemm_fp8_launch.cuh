@@ -54,7 +54,7 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
                  const GemmOperands& in, int row_box, int column_box, int tile_columns,
                  int cluster) {
   GemmArguments x = in.x;
-  const int lists = RowTiles::bytes(x.experts);
+  const int lists = RowTiles::bytes(x.experts) + TileQueue::kBytes;
   constexpr int kStage = Shape::kStageBytes + Shape::kScaleBytes + 16;
   x.stages = (kSharedBytes - Shape::kStaging - lists) / kStage;
   LOCKSTEP_CHECK(x.stages >= 2, "fp8_gemm: {} experts are too many for one product", x.experts);
@@ -76,16 +76,20 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster = 1, int kTurn = 0>
+          int kCluster = 1>
 void launch_rows(const Context& ctx, const GemmOperands& in) {
   launch_gemm<RowsShape<kConsumers, kWaves, kColumns, kCluster>>(
-      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster, kTurn>, in, 64,
+      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster>, in, 64,
       kColumns, kColumns * kCluster, kCluster);
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kCluster>
-void launch_wide(const Context& ctx, const GemmOperands& in) {
+void launch_wide(const Context& ctx, GemmOperands in) {
   using Shape = WideShape<kCluster>;
+  const tensor::ArenaScope scope(*ctx.workspace);
+  const TensorView claimed = ctx.workspace->take(tensor::DType::kInt32, {1});
+  tensor::check_cuda(cudaMemsetAsync(claimed.data, 0, claimed.bytes(), stream_of(ctx)), "fp8_gemm");
+  in.x.claimed = claimed.as<std::int32_t>();
   launch_gemm<Shape>(ctx, fp8_wide_kernel<kA, kB, kScaling, kCluster>, in, 64,
                      Shape::kColumns / kCluster, Shape::kColumns, kCluster);
 }
@@ -110,12 +114,6 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
         return launch_wide<kA, kB, kScaling, 1>(ctx, in);
       case GemmPlan::k128x256Pair:
         return launch_wide<kA, kB, kScaling, 2>(ctx, in);
-      case GemmPlan::kTurn1:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 1>(ctx, in);
-      case GemmPlan::kTurn2:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 2>(ctx, in);
-      case GemmPlan::kTurn3:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2, 3>(ctx, in);
       case GemmPlan::k128x192:
         return launch_rows<kA, kB, kScaling, 2, 1, 192>(ctx, in);
       case GemmPlan::k192x128:

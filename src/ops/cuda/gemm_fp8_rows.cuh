@@ -81,7 +81,7 @@ __device__ __forceinline__ void store_slice(const GemmArguments& x,
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster, int kTurn = 0>
+          int kCluster>
 __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kCluster, 1, 1)
     fp8_rows_kernel(const __grid_constant__ CUtensorMap a_map,
                     const __grid_constant__ CUtensorMap b_map, const GemmArguments x) {
@@ -162,7 +162,6 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) part[i] = 0.0f;
 
-    if (kTurn > 0 && group == 1) named_arrive(1, 256);
     for (int t = first; t < total; t += stride) {
       const RowTile tile = tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t);
       const int column = (tile.column * kCluster + rank) * kColumns;
@@ -183,16 +182,9 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
         if (waves <= 0) release_stage<kCluster>(ring.empty(), lane);
 #pragma unroll
         for (int w = 0; w < kWaves; ++w) {
-          if constexpr (kTurn > 0) named_sync(1 + group, 256);
-          if (w >= waves) {
-            if constexpr (kTurn > 0) named_arrive(2 - group, 256);
-            continue;
-          }
-          start_block<kA, kB, kTurn>(part, stage + 512 * (group + w * kConsumers),
-                                     stage + Shape::kABytes / 16);
-          if constexpr (kTurn == 2) wgmma_wait<1>();
-          if constexpr (kTurn == 3) wgmma_wait<0>();
-          if constexpr (kTurn > 0) named_arrive(2 - group, 256);
+          if (w >= waves) continue;
+          start_block<kA, kB>(part, stage + 512 * (group + w * kConsumers),
+                              stage + Shape::kABytes / 16);
           float s[Shape::kGroups][2];
           if constexpr (kBlock) {
             const std::uint32_t mine =
@@ -224,7 +216,6 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1) __cluster_dims__(kC
         store_slice<kColumns, Shape::kPiece>(x, sum[w], warp_staging, row, tile.end - row, column);
       }
     }
-    if (kTurn > 0 && group == 0) named_sync(1, 256);
   }
   if constexpr (kCluster > 1) cluster_sync();  // the other CTA may still arrive at our barriers
 }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "ops/cuda/gemm_fp8_rows.cuh"
+#include "ops/cuda/gemm_queue.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -34,19 +35,28 @@ struct WideShape {
   static constexpr int kProducerRegisters = 40;
 };
 
-// The CTA's part of a cluster's tile: the first has the odd slice.
+// The CTA's part of a cluster's tile, of which the first CTA has the odd slice.
 struct WideTile {
   int expert, row, end, slices, column;
 };
+inline constexpr int kNoTile = -1;
+
 template <int kCluster>
-__device__ __forceinline__ WideTile wide_tile_at(const RowTiles& tiles, int column_tiles, int rank,
-                                                 int index) {
-  using Shape = WideShape<kCluster>;
-  const RowTile t = tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, index);
-  const int column = t.column * Shape::kColumns;
-  if constexpr (kCluster == 1) return {t.expert, t.row, t.end, t.slices, column};
-  const int first = (t.slices + 1) / 2;
-  return {t.expert, t.row + 64 * first * rank, t.end, rank == 0 ? first : t.slices - first, column};
+__device__ __forceinline__ void put_wide_tile(const TileQueue& queue, const RowTile& t) {
+  const int first = (t.slices + kCluster - 1) / kCluster;
+  for (int rank = 0; rank < kCluster; ++rank)
+    queue.put(rank, make_int4(4 * t.expert + (rank == 0 ? first : t.slices - first),
+                              t.row + 64 * first * rank, t.end,
+                              t.column * WideShape<kCluster>::kColumns));
+}
+// The whole warp; false: there are no more.
+__device__ __forceinline__ bool take_wide_tile(TileQueue& queue, int lane, WideTile& tile) {
+  const int4 t = queue.take();
+  __syncwarp();
+  if (lane == 0) queue.taken();
+  const int which = __reduce_max_sync(0xFFFFFFFFu, t.x);  // uniform, and known to be
+  tile = {which / 4, t.y, t.z, which % 4, t.w};
+  return which != kNoTile;
 }
 
 // part = the block's rows, in registers, times 64 columns; there after a wait.
@@ -86,8 +96,9 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
   const std::uint32_t staging = stages + static_cast<std::uint32_t>(x.stages * Shape::kStageBytes);
   const std::uint32_t scales = staging + Shape::kStaging;
   Ring ring{scales + static_cast<std::uint32_t>(x.stages * Shape::kScaleBytes), x.stages};
+  TileQueue queue{ring.barriers + static_cast<std::uint32_t>(16 * x.stages)};
   std::int32_t* lists =
-      reinterpret_cast<std::int32_t*>(shared + (ring.barriers - stages) + 16 * x.stages);
+      reinterpret_cast<std::int32_t*>(shared + (queue.at - stages) + TileQueue::kBytes);
 
   const int warp = warp_index(), lane = lane_index();
   if (threadIdx.x == 0) {
@@ -97,6 +108,7 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
       mbarrier_init(ring.barriers + 8 * s, kBlock ? 33 : 1);  // TMA's, and the scales' 32 lanes
       mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4 * kCluster);
     }
+    queue.init((Shape::kConsumers * 4 + (kBlock ? 2 : 1)) * kCluster);
     fence_barrier_init();
   }
   const RowTiles tiles =
@@ -112,32 +124,35 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
 
   if (warp >= 4 * Shape::kConsumers) {
     give_registers<Shape::kProducerRegisters>();
-    if (warp == 4 * Shape::kConsumers && elect_one()) {
-      for (int t = first; t < total; t += stride) {
-        const WideTile tile = wide_tile_at<kCluster>(tiles, column_tiles, rank, t);
+    const int role = warp - 4 * Shape::kConsumers;
+    WideTile tile;
+    if (role == 0) {
+      while (take_wide_tile(queue, lane, tile)) {
         const auto bytes = static_cast<std::uint32_t>(tile.slices * 8192 + Shape::kBBytes);
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.empty(), ring.phase ^ 1);
-          mbarrier_arrive_expect(ring.full(), bytes);
-          const std::uint32_t a =
-              stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
-          const std::uint32_t b = a + Shape::kABytes;
-          for (int s = 0; s < tile.slices; ++s)
-            tma_load_2d(a + 8192 * s, &a_map, ring.full(), 128 * g, tile.row + 64 * s);
-          if constexpr (kCluster > 1) {
-            constexpr int kShare = Shape::kColumns / kCluster;
-            tma_load_3d_multicast(b + 128 * kShare * rank, &b_map, ring.full(),
-                                  (1 << kCluster) - 1, 128 * g, tile.column + kShare * rank,
-                                  tile.expert);
-          } else {
-            tma_load_3d(b, &b_map, ring.full(), 128 * g, tile.column, tile.expert);
+          if (elect_one()) {
+            mbarrier_arrive_expect(ring.full(), bytes);
+            const std::uint32_t a =
+                stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
+            const std::uint32_t b = a + Shape::kABytes;
+            for (int s = 0; s < tile.slices; ++s)
+              tma_load_2d(a + 8192 * s, &a_map, ring.full(), 128 * g, tile.row + 64 * s);
+            if constexpr (kCluster > 1) {
+              constexpr int kShare = Shape::kColumns / kCluster;
+              tma_load_3d_multicast(b + 128 * kShare * rank, &b_map, ring.full(),
+                                    (1 << kCluster) - 1, 128 * g, tile.column + kShare * rank,
+                                    tile.expert);
+            } else {
+              tma_load_3d(b, &b_map, ring.full(), 128 * g, tile.column, tile.expert);
+            }
           }
+          __syncwarp();
         }
       }
     }
-    if (kBlock && warp == 4 * Shape::kConsumers + 1) {
-      for (int t = first; t < total; t += stride) {
-        const WideTile tile = wide_tile_at<kCluster>(tiles, column_tiles, rank, t);
+    if (kBlock && role == 1) {
+      while (take_wide_tile(queue, lane, tile))
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.empty(), ring.phase ^ 1);
           ScaleStage<Shape::kRows>::copy(
@@ -145,7 +160,14 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
               64 * tile.slices, tile.expert, tile.column, 2);
           copies_arrive(ring.full());
         }
+    }
+    if (role == 2 && rank == 0 && elect_one()) {
+      for (int t = first; t < total; t = stride + atomicAdd(x.claimed, 1)) {
+        put_wide_tile<kCluster>(
+            queue, tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t));
+        queue.wait_taken();
       }
+      for (int r = 0; r < kCluster; ++r) queue.put(r, make_int4(kNoTile, 0, 0, 0));
     }
   } else {
     take_registers<Shape::kConsumerRegisters>();
@@ -160,8 +182,7 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
 #pragma unroll
     for (int i = 0; i < 32; ++i) part[0][i] = part[1][i] = 0.0f;
 
-    for (int t = first; t < total; t += stride) {
-      const WideTile tile = wide_tile_at<kCluster>(tiles, column_tiles, rank, t);
+    for (WideTile tile; take_wide_tile(queue, lane, tile);) {
       if (group >= tile.slices) {
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.full(), ring.phase);

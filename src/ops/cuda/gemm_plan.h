@@ -13,9 +13,6 @@ enum class GemmPlan {
   k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
   k128x256,
   k128x256Pair,
-  kTurn1,
-  kTurn2,
-  kTurn3,
   k128x128,
   k128x192,
   k192x128,
