@@ -105,6 +105,30 @@ __global__ void count_different(const std::uint32_t* a, const std::uint32_t* b, 
   if (mine != 0) atomicAdd(count, mine);
 }
 
+// Cycles in 50 us.
+__global__ void count_cycles(long long* cycles) {
+  const auto now = [] {
+    unsigned long long t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+  };
+  unsigned long long from = now(), to = now();
+  while (to == from) from = to, to = now();
+  const long long start = clock64();
+  from = to;
+  while (to - from < 50000) to = now();
+  *cycles = (clock64() - start) * 50000 / static_cast<long long>(to - from);
+}
+
+// The clock of the multiprocessors after what the stream holds.
+double clock_rate(const Context& ctx) {
+  const Tensor cycles(Device::kCuda, DType::kInt64, {1});
+  count_cycles<<<1, 1, 0, tensor::stream_of(ctx)>>>(reinterpret_cast<long long*>(cycles.as<std::int64_t>()));
+  std::int64_t count = 0;
+  tensor::download(ctx, cycles, &count);
+  return static_cast<double>(count) / 50e-6;
+}
+
 std::vector<std::int32_t> route(const Shape& s) {
   std::mt19937_64 rng(7);
   std::gamma_distribution<double> gamma(4.0, 1.0);
@@ -152,11 +176,12 @@ void force_plan(const std::string& plan) {
     setenv("LOCKSTEP_PLAN", plan.c_str(), 1);
 }
 
-void print(const Shape& s, const char* what, const Timing& t, double reference) {
+void print(const Shape& s, const char* what, const Timing& t, double reference, double clock) {
   const double flops = 2.0 * static_cast<double>(s.rows) * static_cast<double>(s.N * s.K);
   const double weights = static_cast<double>(s.E * s.N * s.K);
-  std::printf("%-25s %-12s %9.1f us  p10 %9.1f  p90 %9.1f  %7.0f TFLOPS  %5.2f TB/s of weights",
+  std::printf("%-25s %-12s %9.1f us  p10 %9.1f  p90 %9.1f  %7.0f TFLOPS  %4.0f MHz  %5.2f TB/s of weights",
               s.name, what, t.median * 1e6, t.p10 * 1e6, t.p90 * 1e6, flops / t.median * 1e-12,
+              clock * 1e-6,
               weights / t.median * 1e-12);
   if (reference > 0) std::printf("  x%.2f", reference / t.median);
   std::printf("\n");
@@ -196,8 +221,9 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
       const Timing t = time_kernel(
           ctx, [&](int) { cublas.run(a.view().data, b.view().data, d.view().data, stream); },
           options.samples, options.inner);
+      cublas.run(a.view().data, b.view().data, d.view().data, stream);
       if (scales == Scales::kBlock) reference = t.median;
-      print(s, name, t, reference);
+      print(s, name, t, reference, clock_rate(ctx));
     };
     time(Scales::kBlock, "cublas-block");
     if (s.E * blocks * G >= s.N) time(Scales::kRow, "cublas-row");
@@ -238,7 +264,8 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
     const bool decode = s.even;
     const Timing t = time_kernel(
         ctx, [&](int) { product(d); }, options.samples, decode ? 4 * options.inner : options.inner);
-    print(s, plan.c_str(), t, reference);
+    product(d);
+    print(s, plan.c_str(), t, reference, clock_rate(ctx));
   }
 }
 

@@ -83,14 +83,14 @@ void launch_rows(const Context& ctx, const GemmOperands& in) {
       kColumns, kColumns * kCluster, kCluster);
 }
 
-template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kCluster>
+template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kCluster, int kVariant = 0>
 void launch_wide(const Context& ctx, GemmOperands in) {
   using Shape = WideShape<kCluster>;
   const tensor::ArenaScope scope(*ctx.workspace);
   const TensorView claimed = ctx.workspace->take(tensor::DType::kInt32, {1});
   tensor::check_cuda(cudaMemsetAsync(claimed.data, 0, claimed.bytes(), stream_of(ctx)), "fp8_gemm");
   in.x.claimed = claimed.as<std::int32_t>();
-  launch_gemm<Shape>(ctx, fp8_wide_kernel<kA, kB, kScaling, kCluster>, in, 64,
+  launch_gemm<Shape>(ctx, fp8_wide_kernel<kA, kB, kScaling, kCluster, kVariant>, in, 64,
                      Shape::kColumns / kCluster, Shape::kColumns, kCluster);
 }
 
@@ -114,6 +114,16 @@ void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
         return launch_wide<kA, kB, kScaling, 1>(ctx, in);
       case GemmPlan::k128x256Pair:
         return launch_wide<kA, kB, kScaling, 2>(ctx, in);
+      case GemmPlan::kV1:
+        return launch_wide<kA, kB, kScaling, 2, 1>(ctx, in);
+      case GemmPlan::kV2:
+        return launch_wide<kA, kB, kScaling, 2, 2>(ctx, in);
+      case GemmPlan::kV3:
+        return launch_wide<kA, kB, kScaling, 2, 3>(ctx, in);
+      case GemmPlan::kV4:
+        return launch_wide<kA, kB, kScaling, 2, 4>(ctx, in);
+      case GemmPlan::kV5:
+        return launch_wide<kA, kB, kScaling, 1, 1>(ctx, in);
       case GemmPlan::k128x192:
         return launch_rows<kA, kB, kScaling, 2, 1, 192>(ctx, in);
       case GemmPlan::k192x128:

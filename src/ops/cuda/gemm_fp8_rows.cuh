@@ -33,7 +33,7 @@ struct RowsShape {
 };
 
 // Stores 64 rows x kColumns of a warpgroup. `row` and `rows_left`: of this warp's first row.
-template <int kColumns, int kPiece>
+template <int kColumns, int kPiece, bool kStream = false>
 __device__ __forceinline__ void store_slice(const GemmArguments& x,
                                             const float (&sum)[kColumns / 2], std::uint32_t staging,
                                             std::int64_t row, int rows_left, int column) {
@@ -62,8 +62,10 @@ __device__ __forceinline__ void store_slice(const GemmArguments& x,
         const uint4 v = load_shared_16(
             staging + static_cast<std::uint32_t>(r * kPitch + (part ^ (r & (kParts - 1))) * 16));
         const int n = piece * kPiece + part * 8;
-        if (r < rows_left && column + n < x.N)
-          *reinterpret_cast<uint4*>(out + static_cast<std::int64_t>(r) * x.N + n) = v;
+        if (r < rows_left && column + n < x.N) {
+          auto* to = reinterpret_cast<uint4*>(out + static_cast<std::int64_t>(r) * x.N + n);
+          if constexpr (kStream) __stcs(to, v); else *to = v;
+        }
       }
     }
   } else {

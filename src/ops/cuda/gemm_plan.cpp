@@ -10,7 +10,7 @@ static constexpr std::int64_t kMultiprocessors = 132;
 
 const std::vector<std::string>& gemm_plan_names() {
   static const std::vector<std::string> names = {
-      "256x128", "256x128-pair", "128x256", "128x256-pair", "128x128", "128x192", "192x128", "few"};
+      "256x128", "256x128-pair", "128x256", "128x256-pair", "v1", "v2", "v3", "v4", "v5", "128x128", "128x192", "192x128", "few"};
   return names;
 }
 

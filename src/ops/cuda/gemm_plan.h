@@ -13,6 +13,11 @@ enum class GemmPlan {
   k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
   k128x256,
   k128x256Pair,
+  kV1,
+  kV2,
+  kV3,
+  kV4,
+  kV5,
   k128x128,
   k128x192,
   k192x128,
