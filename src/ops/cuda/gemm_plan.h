@@ -9,18 +9,9 @@
 namespace lockstep::ops::cuda {
 
 enum class GemmPlan {
-  k256x128,      // tiles of rows x columns
-  k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
-  k128x256,
-  k128x256Pair,
-  kV1,
-  kV2,
-  kV3,
-  kV4,
-  kV5,
+  k128x256,      // tiles of rows x columns
+  k128x256Pair,  // two CTAs with neighbouring rows share their columns' loads
   k128x128,
-  k128x192,
-  k192x128,
   kFew,  // up to 64 rows a tile, for decode
 };
 

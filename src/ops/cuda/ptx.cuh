@@ -153,6 +153,14 @@ __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, std::uint32
       "r"(from), "r"(x), "r"(y)
       : "memory");
 }
+__device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, std::uint32_t from, int x,
+                                             int y, L2Hint hint) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], "
+      "%4;" ::"l"(map),
+      "r"(from), "r"(x), "r"(y), "l"(hint)
+      : "memory");
+}
 __device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, std::uint32_t from, int x,
                                              int y, int z) {
   asm volatile(

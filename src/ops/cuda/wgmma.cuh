@@ -125,10 +125,9 @@ enum class Major { kK, kMn };
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I5                                    \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k32.f32." TYPES               \
                " {" LOCKSTEP_REGS_##R "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 \
-               ", p, 1, 1;\n}\n"                                                           \
+                                      ", p, 1, 1;\n}\n"                                    \
                : LOCKSTEP_DS_##R                                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                       \
-                 "r"(static_cast<int>(add)))
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
 
 #define LOCKSTEP_WGMMA_BF16(N, R, I0, I1, I2, I3, I4)                                          \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I2                                        \
