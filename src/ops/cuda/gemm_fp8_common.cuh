@@ -13,7 +13,7 @@ struct GemmArguments {
   const float* b_scales;
   const std::int32_t* offsets;  // null: one expert
   void* d;
-  std::int32_t* claimed;  // tiles taken beyond the first of every cluster; 0 before the launch
+  std::int32_t* claimed;  // tiles taken beyond every CTA's first; 0 before the launch
   int experts, M, N, K;
   int stages;
   bool bf16;
@@ -62,15 +62,10 @@ __device__ __forceinline__ void finish_block(float (&d)[kCount]) {
   keep_registers(d);
 }
 
-// This warp has read the stage. With clusters, every CTA that writes to it is told.
-template <int kCluster>
+// All lanes of this warp have read the stage.
 __device__ __forceinline__ void release_stage(std::uint32_t empty, int lane) {
-  __syncwarp();  // all lanes have
-  if constexpr (kCluster > 1) {
-    if (lane < kCluster) mbarrier_arrive_at(empty, static_cast<std::uint32_t>(lane));
-  } else {
-    if (lane == 0) mbarrier_arrive(empty);
-  }
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(empty);
 }
 
 // Block scales travel through the ring beside the codes: [kRows] of A's rows, then one of B for

@@ -8,7 +8,6 @@
 namespace lockstep::ops::cuda {
 
 struct FewShape {
-  static constexpr int kCluster = 1;
   static constexpr int kConsumers = 2;
   static constexpr int kColumns = 64 * kConsumers;  // weights
   static constexpr int kTileRows = 64;
@@ -59,7 +58,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
           s[j][c] = __fmul_rn(load_shared_float(scale + 4 * (8 * j + 2 * (lane % 4) + c)), b_scale);
     }
     finish_block(part);
-    release_stage<1>(ring.empty(), lane);
+    release_stage(ring.empty(), lane);
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       if constexpr (kBlock)

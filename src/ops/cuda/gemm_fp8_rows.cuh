@@ -13,7 +13,6 @@
 namespace lockstep::ops::cuda {
 
 struct RowsShape {
-  static constexpr int kCluster = 1;
   static constexpr int kConsumers = 2;
   static constexpr int kTileRows = 64 * kConsumers;
   static constexpr int kColumns = 128;
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(RowsShape::kThreads, 1)
       for (int g = 0; g < blocks; ++g, ring.advance()) {
         mbarrier_wait(ring.full(), ring.phase);
         if (!mine) {
-          release_stage<1>(ring.empty(), lane);
+          release_stage(ring.empty(), lane);
           continue;
         }
         const std::uint32_t stage =
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(RowsShape::kThreads, 1)
                              load_shared_float(at + 4 * Shape::kTileRows));
         }
         finish_block(part);
-        release_stage<1>(ring.empty(), lane);
+        release_stage(ring.empty(), lane);
         promote<kScaling>(part, s, sum);
       }
       if (!mine) continue;

@@ -6,8 +6,6 @@
 // of two accumulators: one is promoted into `sum` (docs/numerics.md, sections 4 and 6) while the
 // other is in the tensor core. A tile of 64 rows or fewer is the first warpgroup's alone. Rows of
 // the next expert may be loaded and multiplied; they are not stored.
-//
-// kCluster = 2: CTAs with neighbouring row tiles load half of the columns each, for both.
 #pragma once
 
 #include "ops/cuda/gemm_fp8_common.cuh"
@@ -15,50 +13,38 @@
 
 namespace lockstep::ops::cuda {
 
-template <int kClusterSize>
 struct WideShape {
-  static constexpr int kCluster = kClusterSize;
   static constexpr int kConsumers = 2;
-  static constexpr int kRows = 64 * kConsumers;       // of a CTA
-  static constexpr int kTileRows = kRows * kCluster;  // of a cluster
+  static constexpr int kTileRows = 64 * kConsumers;
   static constexpr int kColumns = 256;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kABytes = kRows * 128;
+  static constexpr int kABytes = kTileRows * 128;
   static constexpr int kBBytes = kColumns * 128;
   static constexpr int kStageBytes = kABytes + kBBytes;
-  static constexpr int kScaleBytes = ScaleStage<kRows>::kBytes;
+  static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
   static constexpr int kPiece = 64;  // columns of a part
   static constexpr int kPieces = kColumns / kPiece;
   static constexpr int kBoxRows = 16;                      // of a warp
   static constexpr int kBoxBytes = kBoxRows * kPiece * 2;  // BF16 results of a piece
   static constexpr int kWarpStaging = kPieces * kBoxBytes;
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
-  static constexpr int kQueueBytes = TileQueue<kCluster>::kBytes;
+  static constexpr int kQueueBytes = TileQueue::kBytes;
   static constexpr int kRowGroup = 2048 / kTileRows;  // row tiles that go together
   static constexpr int kConsumerRegisters = 232;
   static constexpr int kProducerRegisters = 40;
 };
 
-// The CTA's part of a cluster's tile, of which the first CTA has the odd slice.
 struct WideTile {
   int expert, row, end, slices, column;
 };
 inline constexpr int kNoTile = -1;
 
-template <int kCluster>
-__device__ __forceinline__ void put_wide_tile(const TileQueue<kCluster>& queue, const RowTile& t) {
-  const int first = (t.slices + kCluster - 1) / kCluster;
-#pragma unroll
-  for (int rank = 0; rank < kCluster; ++rank)
-    queue.put(rank, make_int4(4 * t.expert + (rank == 0 ? first : t.slices - first),
-                              t.row + 64 * first * rank, t.end,
-                              t.column * WideShape<kCluster>::kColumns));
+__device__ __forceinline__ int4 packed(const RowTile& t) {
+  return make_int4(4 * t.expert + t.slices, t.row, t.end, t.column * WideShape::kColumns);
 }
 // A whole warp; false: there are no more.
-template <int kCluster>
-__device__ __forceinline__ bool take_wide_tile(TileQueue<kCluster>& queue, int lane,
-                                               WideTile& tile) {
-  const int4 t = queue.take(lane);
+__device__ __forceinline__ bool take_tile(TileQueue& queue, WideTile& tile) {
+  const int4 t = queue.take();
   // The same in all lanes, and known to be: the loops' addresses stay in uniform registers.
   const int which = __reduce_max_sync(0xFFFFFFFFu, t.x);
   tile = {which / 4, t.y, t.z, which % 4, t.w};
@@ -90,7 +76,7 @@ __device__ __forceinline__ void store_wide_bf16(const GemmArguments& x, const CU
                                                 int row, int rows_left, int column) {
   if (rows_left <= 0) return;
   const int lane = lane_index();  // read anew: addresses made from it are not kept meanwhile
-  constexpr int kBoxBytes = WideShape<1>::kBoxBytes;
+  constexpr int kBoxBytes = WideShape::kBoxBytes;
   if (lane == 0) tma_store_wait_read<0>();
   __syncwarp();
   const int to_row = lane % 16;
@@ -143,21 +129,21 @@ __device__ __forceinline__ void store_wide_fp32(const GemmArguments& x, const fl
     }
 }
 
-template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kCluster>
-__global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_dims__(kCluster, 1, 1)
+template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
+__global__ void __launch_bounds__(WideShape::kThreads, 1)
     fp8_wide_kernel(const __grid_constant__ CUtensorMap a_map,
                     const __grid_constant__ CUtensorMap b_map,
                     const __grid_constant__ CUtensorMap d_map, const GemmArguments x) {
-  using Shape = WideShape<kCluster>;
+  using Shape = WideShape;
   constexpr bool kBlock = kScaling == Scaling::kBlock;
   extern __shared__ __align__(1024) std::uint8_t shared[];
   const std::uint32_t stages = shared_address(shared);
   const std::uint32_t staging = stages + static_cast<std::uint32_t>(x.stages * Shape::kStageBytes);
   const std::uint32_t scales = staging + Shape::kStaging;
   Ring ring{scales + static_cast<std::uint32_t>(x.stages * Shape::kScaleBytes), x.stages};
-  TileQueue<kCluster> queue{ring.barriers + static_cast<std::uint32_t>(16 * x.stages)};
+  TileQueue queue{ring.barriers + static_cast<std::uint32_t>(16 * x.stages)};
   std::int32_t* lists =
-      reinterpret_cast<std::int32_t*>(shared + (queue.at - stages) + TileQueue<kCluster>::kBytes);
+      reinterpret_cast<std::int32_t*>(shared + (queue.at - stages) + TileQueue::kBytes);
 
   const int warp = warp_index(), lane = lane_index();
   if (threadIdx.x == 0) {
@@ -166,16 +152,14 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
     tma_prefetch_map(&d_map);
     for (int s = 0; s < x.stages; ++s) {
       mbarrier_init(ring.barriers + 8 * s, kBlock ? 33 : 1);  // TMA's, and the scales' 32 lanes
-      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4 * kCluster);
+      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4);
     }
     queue.init(4 * Shape::kConsumers + (kBlock ? 2 : 1));
     fence_barrier_init();
   }
   const RowTiles tiles =
       find_row_tiles<Shape::kTileRows>(lists, x.offsets, x.experts, x.M);  // synchronises
-  if constexpr (kCluster > 1) cluster_sync();
 
-  const int rank = kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int blocks = (x.K + 127) / 128;
   const int role = warp - 4 * Shape::kConsumers;
 
@@ -183,7 +167,7 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
     give_registers<Shape::kProducerRegisters>();
     WideTile tile;
     if (role == 0) {
-      while (take_wide_tile(queue, lane, tile)) {
+      while (take_tile(queue, tile)) {
         const auto bytes = static_cast<std::uint32_t>(tile.slices * 8192 + Shape::kBBytes);
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.empty(), ring.phase ^ 1);
@@ -191,41 +175,32 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
             mbarrier_arrive_expect(ring.full(), bytes);
             const std::uint32_t a =
                 stages + static_cast<std::uint32_t>(ring.stage * Shape::kStageBytes);
-            const std::uint32_t b = a + Shape::kABytes;
             for (int s = 0; s < tile.slices; ++s)
               tma_load_2d(a + 8192 * s, &a_map, ring.full(), 128 * g, tile.row + 64 * s);
-            if constexpr (kCluster > 1) {
-              constexpr int kShare = Shape::kColumns / kCluster;
-              tma_load_3d_multicast(b + 128 * kShare * rank, &b_map, ring.full(),
-                                    (1 << kCluster) - 1, 128 * g, tile.column + kShare * rank,
-                                    tile.expert);
-            } else {
-              tma_load_3d(b, &b_map, ring.full(), 128 * g, tile.column, tile.expert);
-            }
+            tma_load_3d(a + Shape::kABytes, &b_map, ring.full(), 128 * g, tile.column, tile.expert);
           }
           __syncwarp();
         }
       }
     } else if (role == 1 && kBlock) {
-      while (take_wide_tile(queue, lane, tile))
+      while (take_tile(queue, tile))
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.empty(), ring.phase ^ 1);
-          ScaleStage<Shape::kRows>::copy(
+          ScaleStage<Shape::kTileRows>::copy(
               x, scales + static_cast<std::uint32_t>(ring.stage * Shape::kScaleBytes), g, tile.row,
               64 * tile.slices, tile.expert, tile.column, 2);
           copies_arrive(ring.full());
         }
-    } else if (role == 2 && rank == 0 && elect_one()) {
+    } else if (role == 2 && elect_one()) {
       const int column_tiles = (x.N + Shape::kColumns - 1) / Shape::kColumns;
       const int total = tiles.first_tile[x.experts] * column_tiles;
-      const int clusters = static_cast<int>(gridDim.x) / kCluster;
-      for (int t = static_cast<int>(blockIdx.x) / kCluster; t < total;
-           t = clusters + atomicAdd(x.claimed, 1)) {
-        put_wide_tile<kCluster>(
-            queue, tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t));
+      int t = static_cast<int>(blockIdx.x);
+      while (t < total) {
+        queue.put(packed(tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t)));
         queue.wait_taken();
+        t = static_cast<int>(gridDim.x) + atomicAdd(x.claimed, 1);
       }
-      for (int r = 0; r < kCluster; ++r) queue.put(r, make_int4(kNoTile, 0, 0, 0));
+      queue.put(make_int4(kNoTile, 0, 0, 0));
     }
   } else {
     take_registers<Shape::kConsumerRegisters>();
@@ -240,11 +215,11 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
 #pragma unroll
     for (int i = 0; i < 32; ++i) part[0][i] = 0.0f;
 
-    for (WideTile tile; take_wide_tile(queue, lane, tile);) {
+    for (WideTile tile; take_tile(queue, tile);) {
       if (group >= tile.slices) {
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.full(), ring.phase);
-          release_stage<kCluster>(ring.empty(), lane);
+          release_stage(ring.empty(), lane);
         }
         continue;
       }
@@ -276,7 +251,7 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
 #pragma unroll
             for (int h = 0; h < 2; ++h)
               s[c][h] = __fmul_rn(load_shared_float(scale + scale_row + 32 * h),
-                                  load_shared_float(scale + 4 * (Shape::kRows + c)));
+                                  load_shared_float(scale + 4 * (Shape::kTileRows + c)));
         }
         wait_piece(part[0]);
         promote<kScaling>(part[0], s[0], sum[0]);
@@ -288,18 +263,19 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
         promote<kScaling>(part[0], s[1], sum[2]);
         wgmma_wait<0>();
         keep_registers(part[1]);
-        release_stage<kCluster>(ring.empty(), lane);
+        release_stage(ring.empty(), lane);
       }
       promote<kScaling>(part[1], s[1], sum[3]);
 
       const int row = tile.row + 16 * warp;
-      if constexpr (!kBlock) {
-        const int l = lane_index();  // anew, as in the stores
+      if constexpr (!kBlock)
 #pragma unroll
-        for (int p = 0; p < Shape::kPieces; ++p)
+        for (int p = 0; p < Shape::kPieces; ++p) {
+          const int l = lane_index();  // anew, as in the stores: one piece's addresses at a time
           scale_rows<Shape::kPiece>(x, tile.expert, row + l / 4,
                                     tile.column + Shape::kPiece * p + 2 * (l % 4), sum[p]);
-      }
+          keep_registers(sum[p]);
+        }
       if (x.bf16)
         store_wide_bf16(x, &d_map, sum, warp_staging, row, tile.end - row, tile.column);
       else
@@ -307,7 +283,6 @@ __global__ void __launch_bounds__(WideShape<kCluster>::kThreads, 1) __cluster_di
     }
     if (lane == 0) tma_store_wait_read<0>();  // before the CTA's shared memory is gone
   }
-  if constexpr (kCluster > 1) cluster_sync();  // the other CTA may still arrive at our barriers
 }
 
 }  // namespace lockstep::ops::cuda

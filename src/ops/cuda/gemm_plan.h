@@ -9,10 +9,9 @@
 namespace lockstep::ops::cuda {
 
 enum class GemmPlan {
-  k128x256,      // tiles of rows x columns
-  k128x256Pair,  // two CTAs with neighbouring rows share their columns' loads
-  k128x128,
-  kFew,  // up to 64 rows a tile, for decode
+  k128x256,  // tiles of rows x columns
+  k128x128,  // for products of few tiles
+  kFew,      // up to 64 rows a tile, for decode
 };
 
 const std::vector<std::string>& gemm_plan_names();  // in the order of the enumeration

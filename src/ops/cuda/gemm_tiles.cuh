@@ -1,5 +1,5 @@
 // How a grouped GEMM is cut into tiles on the device: experts' row counts are only known there. A
-// tile never crosses an expert; a CTA (or cluster) takes tiles first, first + stride, ...
+// tile never crosses an expert; a CTA takes tiles first, first + stride, ... or claims them.
 #pragma once
 
 #include <cstdint>
