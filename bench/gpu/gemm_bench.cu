@@ -4,10 +4,11 @@
 // bytes with that of another one before it is timed.
 //
 // gpu_gemm_bench [shapes=TEXT,..] [plans=NAME,..|auto] [samples=N] [inner=N] [cublas=PATH]
-// [scaling=block|row] [pause=MS]
+// [scaling=block|row] [pause=MS] [zero=1]
 //
 // Under this load the GPU runs at its power limit, and its clock follows the last tenths of a
-// second: every measurement starts after a pause.
+// second: every measurement starts after a pause. MHz: the clock in the 50 us after the last
+// product; it is lower while products run. zero=1: all codes 0, which draw less power.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>

@@ -112,6 +112,7 @@ template <int kColumns>
 __device__ __forceinline__ void scale_rows(const GemmArguments& x, int expert, int row, int column,
                                            float (&sum)[kColumns / 2]) {
   const float* b = x.b_scales + static_cast<std::int64_t>(expert) * x.N;
+  asm volatile("" : "+l"(b));  // one address with offsets: as many addresses as columns would spill
   const float a0 = __ldg(x.a_scales + (row < x.M ? row : x.M - 1));
   const float a1 = __ldg(x.a_scales + (row + 8 < x.M ? row + 8 : x.M - 1));
 #pragma unroll
