@@ -17,6 +17,8 @@ struct HfEngine : testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, HfEngine, testing::ValuesIn(kGoldenFamilies),
                          [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Options, HfEngine, testing::ValuesIn(kGoldenOptions),
+                         [](const auto& info) { return std::string(info.param); });
 
 double norm(const double* x, std::int64_t n) {
   double s = 0;

@@ -13,6 +13,11 @@ namespace {
 constexpr double kFp32 = 0x1p-24;  // unit roundoffs
 constexpr double kBf16 = 0x1p-8;
 
+const ReferenceMatrix& head_of(const ReferenceModel& model) {
+  const bool tied = model.config.tie_word_embeddings;
+  return model.params.at(tied ? "model.embed_tokens.weight" : "lm_head.weight");
+}
+
 struct HfGoldenTest : testing::TestWithParam<const char*> {
   const HfGolden golden = load_hf_golden(GetParam());
   // As PyTorch computed it: rotary frequencies rounded to BF16 (tests/data/hf/README.md).
@@ -20,13 +25,15 @@ struct HfGoldenTest : testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, HfGoldenTest, testing::ValuesIn(kGoldenFamilies),
                          [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Options, HfGoldenTest, testing::ValuesIn(kGoldenOptions),
+                         [](const auto& info) { return std::string(info.param); });
 
 // The rounding errors of a sum of n products in FP32 behave like a random walk: they stay within
 // lambda sqrt(n) u sum |a b| but for a probability of 2 exp(-lambda^2 / 2) (Higham, Mary: A new
 // approach to probabilistic rounding error analysis, 2019). lambda = 6 leaves 3e-8 for each logit.
 TEST_P(HfGoldenTest, logits) {
   const auto expected = golden_values(golden.reference, "logits_fp32");
-  const ReferenceMatrix& head = torch_model.params.at("lm_head.weight");
+  const ReferenceMatrix& head = head_of(torch_model);
   std::size_t at = 0;
   double worst = 0;
   for (const auto& tokens : golden.sequences) {

@@ -50,6 +50,8 @@ struct HfPolicy : testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, HfPolicy, testing::ValuesIn(model::kGoldenFamilies),
                          [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Options, HfPolicy, testing::ValuesIn(model::kGoldenOptions),
+                         [](const auto& info) { return std::string(info.param); });
 
 // Relative error of each tensor's gradient, in the Frobenius norm, under the engine's own routing.
 // A value rounded to p significant bits errs by a standard deviation of at most 2^-p / sqrt(3). A
