@@ -1,22 +1,17 @@
 // The double-precision reference against what PyTorch computed in FP32 (tests/data/hf).
-#include "model/hf_golden.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <map>
 
+#include "model/golden_gap.h"
+
 namespace lockstep::model {
 namespace {
 
 constexpr double kFp32 = 0x1p-24;  // unit roundoffs
 constexpr double kBf16 = 0x1p-8;
-
-const ReferenceMatrix& head_of(const ReferenceModel& model) {
-  const bool tied = model.config.tie_word_embeddings;
-  return model.params.at(tied ? "model.embed_tokens.weight" : "lm_head.weight");
-}
 
 struct HfGoldenTest : testing::TestWithParam<const char*> {
   const HfGolden golden = load_hf_golden(GetParam());
