@@ -46,9 +46,9 @@ struct HfGolden {
   std::vector<std::int32_t> greedy;                  // row 0 and its 24 greedy tokens
 };
 
-inline HfGolden load_hf_golden(const std::string& family) {
+inline HfGolden load_hf_golden_folder(const std::filesystem::path& folder) {
   HfGolden g;
-  g.folder = std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family;
+  g.folder = folder;
   g.weights = load_checkpoint(g.folder);
   g.reference = open_safetensors(g.folder / "reference.safetensors");
   g.gradients = open_safetensors(g.folder / "gradients.safetensors");
@@ -60,6 +60,10 @@ inline HfGolden load_hf_golden(const std::string& family) {
   for (const double id : golden_values(g.reference, "greedy"))
     g.greedy.push_back(static_cast<std::int32_t>(id));
   return g;
+}
+
+inline HfGolden load_hf_golden(const std::string& family) {
+  return load_hf_golden_folder(std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family);
 }
 
 // The reference as PyTorch computed the golden values: with the inverse rotary frequencies of the
