@@ -279,11 +279,11 @@ void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
   if (progress) progress(total, total);
 }
 
-Weights load_checkpoint(const fs::path& folder) {
+Weights load_checkpoint(const fs::path& folder, const Progress& progress) {
   const Checkpoint c = open_checkpoint(folder);
   Weights weights = make_weights(c.config);
   tensor::Arena workspace;
-  read_weights(tensor::cpu_context(workspace), c, weights);
+  read_weights(tensor::cpu_context(workspace), c, weights, progress);
   return weights;
 }
 
