@@ -40,7 +40,23 @@ std::vector<std::string> fuzz::seeds() {
           moe + R"("rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
             "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
             "modules_to_not_convert": ["lm_head"]}})" +
-              std::string(1, '\0') + R"({"eos_token_id": 3, "temperature": 0.6})"};
+              std::string(1, '\0') + R"({"eos_token_id": 3, "temperature": 0.6})",
+          R"({"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "vocab_size": 320,
+            "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 128,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-05, "clip_qkv": 8.0,
+            "attention_bias": true, "rope_theta": 10000.0, "rope_scaling": null})",
+          R"({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 320,
+            "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
+            "intermediate_size": 128, "max_position_embeddings": 512, "rms_norm_eps": 1e-05,
+            "sliding_window": null, "rope_theta": 1e6, "router_jitter_noise": 0.0})",
+          R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 320,
+            "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 128, "max_position_embeddings": 512, "rms_norm_eps": 1e-05,
+            "attention_bias": true, "rope_theta": 500000.0, "rope_scaling": {"factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
+            "original_max_position_embeddings": 128}})"};
 }
 
 std::vector<std::string> fuzz::words() {
