@@ -76,11 +76,21 @@ void read_router(KeyReader& r, ModelConfig& c, double aux_loss_coef) {
   c.router_aux_loss_coef = r.number("router_aux_loss_coef", aux_loss_coef);
 }
 
-// Qwen's options for windows of attention, all off.
-void refuse_windows(KeyReader& r) {
-  r.only("use_sliding_window", false);
-  // With use_sliding_window false these two do nothing; layer_types would bring windows back.
-  r.skip({"sliding_window", "max_window_layers"});
+// A window of attention that is narrower than the model's positions is refused; a wider one, or
+// none, changes nothing.
+void refuse_window(KeyReader& r, const ModelConfig& c) {
+  const std::int64_t window = r.integer("sliding_window", c.max_positions);
+  if (window < c.max_positions)
+    r.refuse("sliding_window",
+             "windows of attention are not supported; sequences of up to {} tokens do not need "
+             "one: set max_position_embeddings ({}) to {} and sliding_window to null to run those",
+             window, c.max_positions, window);
+}
+
+// The same for Qwen, where use_sliding_window switches it on and layer_types says where.
+void refuse_qwen_window(KeyReader& r, const ModelConfig& c) {
+  r.skip({"sliding_window", "max_window_layers", "layer_types"});
+  if (r.boolean("use_sliding_window", false)) return refuse_window(r, c);
   if (const json* types = r.find("layer_types"))
     for (const json& type : *types)
       if (type != "full_attention") r.refuse("layer_types", "{} is not supported", type.dump());
@@ -102,7 +112,7 @@ ModelConfig read_qwen3_moe(KeyReader& r) {
       c.mlp_only_layers.push_back(r.whole("mlp_only_layers", layer));
     std::sort(c.mlp_only_layers.begin(), c.mlp_only_layers.end());
   }
-  refuse_windows(r);
+  refuse_qwen_window(r, c);
   return c;
 }
 
@@ -129,7 +139,7 @@ ModelConfig read_mixtral(KeyReader& r) {
   c.moe_intermediate_size = r.integer("intermediate_size");
   c.router.normalize = true;
   r.only("router_jitter_noise", 0.0);
-  r.absent("sliding_window");
+  refuse_window(r, c);
   return c;
 }
 
@@ -174,7 +184,7 @@ ModelConfig read_qwen3(KeyReader& r) {
   c.qk_norm = true;
   read_common(r, c);
   c.intermediate_size = r.integer("intermediate_size");
-  refuse_windows(r);
+  refuse_qwen_window(r, c);
   return c;
 }
 
@@ -186,7 +196,8 @@ ModelConfig read_qwen2(KeyReader& r) {
   if (c.num_heads > 0 && c.head_dim != c.hidden_size / c.num_heads)
     r.refuse("head_dim", "{} is not hidden_size / num_attention_heads", c.head_dim);
   c.intermediate_size = r.integer("intermediate_size");
-  refuse_windows(r);
+  r.only("use_mrope", false);
+  refuse_qwen_window(r, c);
   return c;
 }
 

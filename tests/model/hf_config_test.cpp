@@ -115,7 +115,6 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
       {"attention_bias", 1},
       {"attention_dropout", 0.1},
       {"hidden_act", "gelu"},
-      {"use_sliding_window", true},
       {"layer_types", {"full_attention", "sliding_attention"}},
       {"rope_scaling", {{"type", "yarn"}}},
       {"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e6}}},
@@ -148,6 +147,109 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
 
 json golden(const char* family) {
   return read_json_file(std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family / "config.json");
+}
+
+TEST(HfConfig, windows_wider_than_the_model_change_nothing) {
+  json mixtral = golden("mixtral");
+  for (const json& window : {json(nullptr), json(512), json(4096)}) {
+    mixtral["sliding_window"] = window;
+    EXPECT_EQ(hf_config_json(parse(mixtral))["sliding_window"], nullptr);
+  }
+  mixtral["sliding_window"] = 511;
+  expect_refused([&] { parse(mixtral); }, {"c.json", "sliding_window", "511", "512"});
+  json qwen = with("sliding_window", 128);
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+  qwen["use_sliding_window"] = true;
+  expect_refused([&] { parse(qwen); }, {"c.json", "sliding_window", "128"});
+  qwen["sliding_window"] = 512;
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+  qwen["sliding_window"] = nullptr;
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+}
+
+// As the models' publishers wrote them, with every key.
+TEST(HfConfig, published_files_load) {
+  const auto read = [](const char* text) { return parse(parse_strict_json(text, "c.json")); };
+  const ModelConfig qwen3 = read(R"({"architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+    "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+    "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": true,
+    "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": false,
+    "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001, "sliding_window": null, "tie_word_embeddings": false,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
+    "use_sliding_window": false, "vocab_size": 151936})");
+  EXPECT_EQ(qwen3.num_experts, 128);
+  EXPECT_EQ(qwen3.head_dim * qwen3.num_heads, 4096);
+  EXPECT_TRUE(qwen3.qk_norm && !qwen3.qkv_bias && !has_dense_layers(qwen3));
+
+  const ModelConfig mixtral = read(R"({"architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+    "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "num_local_experts": 8, "output_router_logits": false, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0.dev0", "use_cache": true, "vocab_size": 32000})");
+  EXPECT_EQ(mixtral.head_dim, 128);
+  EXPECT_EQ(mixtral.moe_intermediate_size, 14336);
+
+  const ModelConfig olmoe = read(R"({"architectures": ["OlmoeForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "clip_qkv": null, "eos_token_id": 50279,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type": "olmoe",
+    "norm_topk_prob": false, "num_attention_heads": 16, "num_experts": 64,
+    "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
+    "output_router_logits": false, "pad_token_id": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+    "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": false,
+    "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_cache": true,
+    "vocab_size": 50304})");
+  EXPECT_TRUE(olmoe.qk_norm_whole);
+  EXPECT_EQ(olmoe.clip_qkv, 0);
+  EXPECT_EQ(olmoe.bos_token_id, -1);
+
+  const ModelConfig llama = read(R"({"architectures": ["LlamaForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+    "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0,
+    "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3"}, "rope_theta": 500000.0, "tie_word_embeddings": true,
+    "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": true,
+    "vocab_size": 128256})");
+  EXPECT_EQ(llama.eos_token_ids.size(), 3u);
+  EXPECT_EQ(llama.rope_scaling.factor, 32);
+
+  const ModelConfig smollm = read(R"({"architectures": ["LlamaForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192,
+    "mlp_bias": false, "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+    "num_key_value_heads": 3, "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers_version": "4.42.3", "use_cache": true, "vocab_size": 49152})");
+  EXPECT_EQ(smollm.head_dim, 64);
+  EXPECT_EQ(smollm.rope_theta, 1e5);
+
+  const ModelConfig qwen2 = read(R"({"architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+    "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+    "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+    "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false,
+    "use_sliding_window": false, "vocab_size": 151936})");
+  EXPECT_TRUE(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
+  EXPECT_EQ(qwen2.head_dim, 64);
 }
 
 json llama() {
@@ -281,7 +383,7 @@ TEST(HfConfig, options_of_a_family_that_are_not_supported_are_refused_by_name) {
     SCOPED_TRACE(std::string(key) + " = " + value.dump());
     expect_refused([&] { parse(document); }, {"c.json", key});
   };
-  refused(golden("mixtral"), "sliding_window", 4096);
+  refused(golden("mixtral"), "sliding_window", 64);
   refused(golden("mixtral"), "router_jitter_noise", 0.1);
   refused(golden("mixtral"), "norm_topk_prob", true);
   refused(golden("mixtral"), "attention_bias", true);
