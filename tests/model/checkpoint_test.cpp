@@ -6,6 +6,7 @@
 
 #include "model/families.h"
 #include "model/hf_config.h"
+#include "model/hf_golden.h"
 #include "model/safetensors.h"
 #include "model/small_checkpoint.h"
 #include "model/strict_json.h"
@@ -42,7 +43,9 @@ TEST_F(CheckpointTest, survives_saving_and_loading) {
 }
 
 TEST_F(CheckpointTest, a_file_of_transformers_comes_back_byte_for_byte) {
-  for (const char* family : {"qwen3_moe", "mixtral", "olmoe"}) {
+  std::vector<const char*> folders(std::begin(kGoldenFamilies), std::end(kGoldenFamilies));
+  folders.insert(folders.end(), std::begin(kGoldenOptions), std::end(kGoldenOptions));
+  for (const char* family : folders) {
     const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf" / family;
     save_checkpoint(load_checkpoint(hf), nullptr, folder / family);
     EXPECT_TRUE(file_bytes(folder / family / "model.safetensors") ==
