@@ -57,6 +57,7 @@ void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   read_attention_bias(r, c);
   r.only("attention_dropout", 0.0);
   r.only("is_encoder_decoder", false);
+  r.only("add_cross_attention", false);
   for (const char* key : {"compression_config", "auto_map", "pruned_heads"})
     if (const json* value = r.find(key); value != nullptr && !value->empty())
       r.refuse(key, "not supported");
@@ -64,6 +65,11 @@ void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   r.skip({"torch_dtype"});
   if (dtype != "bfloat16" && dtype != "float16" && dtype != "float32")
     r.refuse("dtype", "'{}' is not supported, only bfloat16, float16 and float32", dtype);
+  // How to sample, and who wrote the file.
+  r.skip({"max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p",
+          "repetition_penalty", "num_beams", "num_return_sequences", "sep_token_id",
+          "tokenizer_class", "finetuning_task", "task_specific_params", "torchscript",
+          "unsloth_version", "unsloth_fixed"});
   r.skip({"architectures", "model_type", "transformers_version", "use_cache",
           "output_router_logits", "output_attentions", "output_hidden_states", "return_dict",
           "id2label", "label2id", "problem_type", "chunk_size_feed_forward"});

@@ -252,6 +252,24 @@ TEST(HfConfig, published_files_load) {
   EXPECT_EQ(qwen2.head_dim, 64);
 }
 
+TEST(HfConfig, keys_that_change_nothing_are_passed_over) {
+  const std::vector<std::pair<const char*, json>> rows = {
+      {"max_length", 20},
+      {"do_sample", true},
+      {"temperature", 0.7},
+      {"top_k", 50},
+      {"tokenizer_class", "LlamaTokenizer"},
+      {"unsloth_version", "2025.1"},
+      {"add_cross_attention", false},
+      {"_name_or_path", "x"},
+      {"layer_types", {"full_attention", "full_attention"}},
+      {"pad_token_id", nullptr},
+      {"tie_word_embeddings", nullptr},
+  };
+  for (const auto& [key, value] : rows) EXPECT_EQ(parse(with(key, value)).hidden_size, 256) << key;
+  expect_key_refused("add_cross_attention", true);
+}
+
 json llama() {
   return {{"architectures", {"LlamaForCausalLM"}},
           {"model_type", "llama"},
