@@ -39,6 +39,8 @@ GPT2_CLITICS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = GPT2_CLITICS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + REST
 LLAMA3 = GPT2_CLITICS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + REST
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s" + GPT2_CLITICS + "?|"
+O200K = CASED % ("*", "+") + CASED % ("+", "*") + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DEEPSEEK = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
             r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
@@ -121,6 +123,7 @@ def write_tokenizers(folder):
                                normalizers.Replace("ll", "LL"), normalizers.Strip(), normalizers.Prepend("_")]),
          [special("<|im_start|>", lstrip=True, rstrip=True), special("<|im_end|>", single_word=True), plain("ALPHA", single_word=True),
           plain("Don't", normalized=True), plain("é", normalized=True, rstrip=True), plain("<mask>", lstrip=True), plain("  ")])
+    make("o200k", sequence([split(O200K), level()]), None, specials)
     # Words between blanks and between words and signs, cut at a character.
     make("words", sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.CharDelimiterSplit("-"), pre_tokenizers.Whitespace(), level()]),
          normalizers.NFC(), specials)
@@ -136,6 +139,10 @@ def write_tokenizers(folder):
         d["added_tokens"] = [t for t in d["added_tokens"] if not t["content"].startswith("<0x")]
 
     pieces = [special("<s>"), special("</s>", lstrip=True), plain("<mask>", normalized=True, rstrip=True), plain("▁x▁")]
+    make("gemma", split([" "], "merged_with_previous"), normalizers.Replace(" ", "▁"), pieces[:1] + [plain("\n\n"), plain("▁▁")],
+         None, decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+         model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": False}, special_tokens=bytes_first,
+         alphabet=False, limit_alphabet=60, change=no_bytes)
     metaspace = lambda scheme, cut: pre_tokenizers.Metaspace(prepend_scheme=scheme, split=cut)
     for name, scheme, cut, fallback in (("metaspace", "always", True, False), ("metaspace_first", "first", False, True),
                                         ("metaspace_never", "never", True, True)):
