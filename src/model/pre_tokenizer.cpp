@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/unicode_tables.h"
+
 namespace lockstep::model {
 
 namespace {
@@ -149,7 +151,8 @@ struct Run {
   template <typename Each>
   void each_piece(const Step& s, std::string_view text, const Each& each) const {
     std::string storage;
-    const std::string_view subject = s.pattern.regex ? with_stand_ins(text, storage) : text;
+    const std::string_view subject =
+        s.pattern.regex && s.stand_ins ? with_stand_ins(text, storage) : text;
     std::size_t last = 0;
     s.pattern.for_each(subject, scratch, [&](std::size_t begin, std::size_t end) {
       if (last < begin) each(Piece{last, begin, s.invert});
@@ -205,6 +208,11 @@ PreTokenizer read_pre_tokenizer(const JsonPart& part) {
     if (!part["add_prefix_space"].flag(true) && step.prepend != Step::kNever)
       part["add_prefix_space"].fail("false contradicts prepend_scheme");
     step.split_first = part["split"].flag(true);
+  } else if (type == "Punctuation") {
+    part.only({"type", "behavior"});
+    step.pattern.regex.emplace(kPunctuation, where);
+    step.stand_ins = false;
+    if (!part["behavior"].is_null()) step.behavior = read_behavior(part["behavior"]);
   } else if (type == "Whitespace") {
     part.only({"type"});
     step.pattern.regex.emplace(kWords, where);
@@ -219,10 +227,10 @@ PreTokenizer read_pre_tokenizer(const JsonPart& part) {
     step.pattern.text = part["delimiter"].character();
     step.behavior = Step::kRemoved;
   } else {
-    part.fail(
-        fmt::format("type '{}' is not supported; Lockstep reads Split, Digits, ByteLevel, "
-                    "Metaspace, Whitespace, WhitespaceSplit, CharDelimiterSplit and Sequence",
-                    shown(type)));
+    part.fail(fmt::format(
+        "type '{}' is not supported; Lockstep reads Split, Digits, ByteLevel, "
+        "Metaspace, Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit and Sequence",
+        shown(type)));
   }
   out.steps.push_back(std::move(step));
   return out;

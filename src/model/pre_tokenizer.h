@@ -19,13 +19,14 @@ struct PreTokenizerStep {
   Pattern pattern;                // of kSplit; of the others when split_first
   Behavior behavior = kIsolated;  // of kSplit
   bool invert = false;            // of kSplit: the pattern describes what lies between
+  bool stand_ins = true;          // of kSplit: the pattern asks for properties of characters
   bool add_prefix_space = false;  // of kByteLevel
   bool split_first = false;       // of kByteLevel: use_regex; of kMetaspace: split
   std::string space;              // of kMetaspace: the character that stands for a blank
   Prepend prepend = kAlways;      // of kMetaspace; kFirst: where the whole text begins
 };
 
-// Digits, Whitespace, WhitespaceSplit and CharDelimiterSplit are Splits.
+// Digits, Punctuation, Whitespace, WhitespaceSplit and CharDelimiterSplit are Splits.
 struct PreTokenizer {
   std::vector<PreTokenizerStep> steps;
   // The last step is ByteLevel: words come as bytes rather than as the characters for them.
@@ -34,8 +35,9 @@ struct PreTokenizer {
   }
 };
 
-// Null gives no steps: the whole text is one word. Split, Digits, ByteLevel, Metaspace, Whitespace,
-// WhitespaceSplit, CharDelimiterSplit, Sequence; any other type is an InputError that names it.
+// Null gives no steps: the whole text is one word. Split, Digits, ByteLevel, Metaspace,
+// Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit, Sequence; any other type is an
+// InputError that names it.
 PreTokenizer read_pre_tokenizer(const JsonPart& part);
 
 // Calls word(text) for each word, none of them empty. The text must be well-formed UTF-8. `first`:

@@ -58,7 +58,7 @@ TEST_F(HostileTokenizer, has_kinds_that_are_not_supported) {
           {"Unigram"});
   for (const char* type : {"BertNormalizer", "Precompiled", "Nmt", "StripAccents"})
     changed({"normalizer", type}, [&](json& d) { d["normalizer"] = {{"type", type}}; });
-  for (const char* type : {"Punctuation", "UnicodeScripts", "FixedLength", "BertPreTokenizer"})
+  for (const char* type : {"UnicodeScripts", "FixedLength", "BertPreTokenizer"})
     changed({"pre_tokenizer", type}, [&](json& d) { d["pre_tokenizer"] = {{"type", type}}; });
   for (const char* type : {"WordPiece", "CTC", "BPEDecoder"})
     changed({"decoder", type}, [&](json& d) { d["decoder"] = {{"type", type}}; });

@@ -124,6 +124,8 @@ def write_tokenizers(folder):
          [special("<|im_start|>", lstrip=True, rstrip=True), special("<|im_end|>", single_word=True), plain("ALPHA", single_word=True),
           plain("Don't", normalized=True), plain("é", normalized=True, rstrip=True), plain("<mask>", lstrip=True), plain("  ")])
     make("o200k", sequence([split(O200K), level()]), None, specials)
+    make("falcon", sequence([pre_tokenizers.Punctuation("contiguous"), level(regex=True), pre_tokenizers.Digits(individual_digits=False),
+                             split("[0-9][0-9][0-9]")]), None, specials)
     # Words between blanks and between words and signs, cut at a character.
     make("words", sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.CharDelimiterSplit("-"), pre_tokenizers.Whitespace(), level()]),
          normalizers.NFC(), specials)
