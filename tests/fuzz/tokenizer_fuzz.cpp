@@ -106,6 +106,7 @@ std::vector<std::string> fuzz::words() {
           "\"type\": \"NFKC\",",
           "\"type\": \"Metaspace\",",
           "\"type\": \"Whitespace\"",
+          "\"type\": \"Punctuation\"",
           "\"type\": \"WhitespaceSplit\"",
           "\"prepend_scheme\": \"never\"",
           "\"behavior\": \"MergedWithNext\"",
