@@ -83,6 +83,6 @@ inline std::string golden_norm_name(std::string name) {
   return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
 }
 
-inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe"};
+inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe", "deepseek_v3"};
 
 }  // namespace lockstep::model
