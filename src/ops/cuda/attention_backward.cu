@@ -84,6 +84,7 @@ void launch_streams(const Context& ctx, const AttentionArgs& a, float c) {
 }  // namespace
 
 void attention_backward(const Context& ctx, const AttentionArgs& a) {
+  LOCKSTEP_CHECK(!a.values_in_keys, "attention with values in keys: not on a GPU yet");
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
   LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
                  "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",

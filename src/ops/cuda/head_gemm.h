@@ -1,0 +1,12 @@
+#pragma once
+
+#include "ops/head_gemm.h"
+
+namespace lockstep::ops::cuda {
+
+void head_gemm(const Context& ctx, const Columns& a, const HeadRows& b, BLayout layout,
+               const Columns& d);
+void head_weight_gradient(const Context& ctx, const Columns& y, const Columns& x, bool accumulate,
+                          const HeadRows& d);
+
+}  // namespace lockstep::ops::cuda
