@@ -107,7 +107,7 @@ TEST(HfConfig, survives_writing_and_reading) {
 
 TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
   const std::vector<std::pair<const char*, json>> rows = {
-      {"architectures", {"DeepseekV3ForCausalLM"}},
+      {"architectures", {"DeepseekV2ForCausalLM"}},
       {"architectures", "Qwen3MoeForCausalLM"},
       {"architectures", json::array()},
       {"architectures", nullptr},
