@@ -38,6 +38,10 @@ struct LatentAttention {
   bool interleaved = true;   // rotation of the pairs (2i, 2i + 1) rather than (i, i + K/2)
 };
 
+// Of the norms of latent vectors, whatever rms_norm_eps says: so it is in DeepSeek's own code and
+// in transformers.
+inline constexpr float kLatentEps = 1e-6f;
+
 struct ModelConfig {
   Family family = Family::kQwen3Moe;
   std::int64_t vocab_size = 0;

@@ -35,7 +35,7 @@ Columns project_queries(const LayerPass& l) {
   Arena& keep_input = model.quantized->fp8[p.q_b] ? *ctx.workspace : keep;
   const TensorView q_latent_TQ = keep_input.take(DType::kBf16, {T, c.latent.q_rank});
   a.q_rstd_T = l.fp32({T});
-  ops::rms_norm_columns(ctx, {s.qkv_TN, q_column}, model.weights->view(p.q_norm), c.rms_eps,
+  ops::rms_norm_columns(ctx, {s.qkv_TN, q_column}, model.weights->view(p.q_norm), kLatentEps,
                         {q_latent_TQ}, a.q_rstd_T);
   a.q_latent_TQ = q_latent_TQ;
   const LinearInput in =
@@ -61,7 +61,7 @@ TensorView latent_attention(const LayerPass& l, KvCache* cache) {
 
   const TensorView kv_TK = l.bf16({T, K});
   s.latent.kv_rstd_T = l.fp32({T});
-  ops::rms_norm_columns(ctx, {s.qkv_TN, kv_column}, model.weights->view(p.k_norm), c.rms_eps,
+  ops::rms_norm_columns(ctx, {s.qkv_TN, kv_column}, model.weights->view(p.k_norm), kLatentEps,
                         {kv_TK}, s.latent.kv_rstd_T);
   ops::rope_columns(ctx, {s.qkv_TN, kv_column + L}, 1, pairs, batch.positions_T, model.cos_PK,
                     model.sin_PK, {kv_TK, L});

@@ -51,7 +51,7 @@ Matrix left(const Matrix& x, std::int64_t columns) {
 
 void latent_attention(const Layer& l, ReferenceLayer& s) {
   const Widths w(l.c);
-  const auto eps = static_cast<double>(l.c.rms_eps);
+  const auto eps = static_cast<double>(kLatentEps);
   const std::int64_t T = s.h1.rows;
   if (l.c.latent.q_rank > 0) {
     s.q_raw = linear(l.at("self_attn.q_a_proj"), s.h1);
@@ -82,7 +82,7 @@ void latent_attention(const Layer& l, ReferenceLayer& s) {
 void latent_attention_backward(const Layer& l, const ReferenceLayer& s, const Matrix& d_attention,
                                Matrix& d_h1, ReferenceParams& g) {
   const Widths w(l.c);
-  const auto eps = static_cast<double>(l.c.rms_eps);
+  const auto eps = static_cast<double>(kLatentEps);
   const std::int64_t T = s.h1.rows;
   const auto through = [&](const char* what, const Matrix& x, const Matrix& dy, Matrix& dx) {
     linear_backward(l.at(what), x, dy, dx, g.at(l.name(what)));

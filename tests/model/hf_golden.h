@@ -62,10 +62,15 @@ inline HfGolden load_hf_golden(const std::string& family) {
   return g;
 }
 
-// The reference as PyTorch computed the golden values: the model had been converted to BF16 and
-// back, which left the inverse rotary frequencies rounded to BF16.
+// The reference as PyTorch computed the golden values. In folders that do not say its inverse
+// rotary frequencies the model had been converted to BF16 and back, which left them rounded to
+// BF16.
 inline ReferenceModel golden_model(const HfGolden& g) {
   ReferenceModel model = reference_model(g.weights);
+  if (g.reference.tensors.count("inv_freq")) {
+    model.inverse_frequencies = golden_values(g.reference, "inv_freq");
+    return model;
+  }
   for (double& f : model.inverse_frequencies)
     f = static_cast<double>(numerics::round_bf16(static_cast<float>(f)));
   return model;
@@ -83,6 +88,13 @@ inline std::string golden_norm_name(std::string name) {
   return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
 }
 
+// Name of the head's weight.
+inline const char* golden_head(const HfGolden& g) {
+  return g.weights.config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+}
+
 inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe", "deepseek_v3"};
+inline const char* const kGoldenFolders[] = {
+    "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "deepseek_v3_no_q_lora", "deepseek_v3_halves"};
 
 }  // namespace lockstep::model

@@ -48,7 +48,7 @@ struct HfPolicy : testing::TestWithParam<const char*> {
     accumulate(policy, sequences, 1, {}, mean_loss(sequences, count_tokens(sequences)));
   }
 };
-INSTANTIATE_TEST_SUITE_P(Families, HfPolicy, testing::ValuesIn(model::kGoldenFamilies),
+INSTANTIATE_TEST_SUITE_P(Families, HfPolicy, testing::ValuesIn(model::kGoldenFolders),
                          [](const auto& info) { return std::string(info.param); });
 
 // Relative error of each tensor's gradient, in the Frobenius norm, under the engine's own routing.
