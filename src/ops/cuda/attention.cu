@@ -3,6 +3,7 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_latent.h"
 #include "ops/cuda/attention_launch.h"
 #include "ops/cuda/attention_pages.cuh"
 #include "ops/cuda/attention_stream.cuh"
@@ -122,7 +123,7 @@ void launch(const Context& ctx, const AttentionArgs& a, float c) {
 }  // namespace
 
 void attention(const Context& ctx, const AttentionArgs& a) {
-  LOCKSTEP_CHECK(!a.values_in_keys, "attention with values in keys: not on a GPU yet");
+  if (a.values_in_keys) return attention_latent(ctx, a);
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
   LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
                  "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",
