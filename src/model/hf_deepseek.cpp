@@ -23,7 +23,7 @@ void read_latent(KeyReader& r, ModelConfig& c) {
   const json* width = r.find("qk_head_dim");
   if (width == nullptr) return;
   const std::int64_t both = r.whole("qk_head_dim", *width);
-  if (a.nope > both || both - a.nope != c.head_dim)
+  if (a.nope < 0 || a.nope > both || both - a.nope != c.head_dim)
     r.refuse("qk_head_dim", "{} is not qk_nope_head_dim ({}) + qk_rope_head_dim ({})", both, a.nope,
              c.head_dim);
 }
