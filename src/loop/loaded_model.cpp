@@ -1,6 +1,7 @@
 #include "loop/loaded_model.h"
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/setup.h"
 #include "model/fp8_import.h"
 
@@ -18,7 +19,7 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   const model::Checkpoint checkpoint = model::open_checkpoint(options.folder, log);
   m->weights = model::make_weights(checkpoint.config);
   model::move_to(m->ctx, m->weights);
-  model::read_weights(m->ctx, checkpoint, m->weights);
+  model::read_weights(m->ctx, checkpoint, m->weights, byte_bar("reading"));
   model::Precision precision = model::precision_of(checkpoint);
   if (!options.precision.empty()) {
     const bool fp8 = model::parse_precision(options.precision, "--precision");

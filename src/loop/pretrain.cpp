@@ -119,8 +119,9 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
           : model::byte_tokenizer();
   const model::Log log_line = [](const std::string& line) { stderr_log().info(line); };
   auto weights = std::make_shared<model::Weights>(
-      from_checkpoint ? model::load_checkpoint(config.policy.model_name, log_line)
-                      : model::make_weights(model_config(config, tokenizer)));
+      from_checkpoint
+          ? model::load_checkpoint(config.policy.model_name, byte_bar("reading"), log_line)
+          : model::make_weights(model_config(config, tokenizer)));
   if (!from_checkpoint) model::initialize(*weights, static_cast<std::uint64_t>(p.seed));
   if (p.sequence_length > weights->config.max_positions)
     base::fail<base::InputError>("pretrain.sequence_length is {}, but the model has {} positions",

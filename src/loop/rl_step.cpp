@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/session.h"
 #include "model/fp8_import.h"
 #include "model/hf_config.h"
@@ -22,7 +23,8 @@ static void log_line(const std::string& line) { stderr_log().info(line); }
 
 static model::Weights initial_weights(const RunConfig& config) {
   const std::filesystem::path folder = config.policy.model_name;
-  if (config.policy.load_format == "auto") return model::load_checkpoint(folder, log_line);
+  if (config.policy.load_format == "auto")
+    return model::load_checkpoint(folder, byte_bar("reading"), log_line);
   model::Weights weights = model::make_weights(model::read_hf_config(folder));
   model::initialize(weights, static_cast<std::uint64_t>(config.grpo.seed));
   return weights;

@@ -17,7 +17,7 @@ namespace lockstep::model {
 
 struct SourceTensor {
   enum Kind {
-    kVector,  // a norm: BF16
+    kVector,  // a norm, a bias of a projection: BF16
     kBias,    // selection bias of a router: FP32
     kMatrix,  // embedding, head, router, kv_b_proj: BF16, unless the source has codes
     kLinear,  // a projection: BF16 or FP8

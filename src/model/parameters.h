@@ -16,6 +16,7 @@ namespace lockstep::model {
 enum class ParamKind {
   kEmbedding,  // [V, D]
   kNorm,       // [n]
+  kBias,       // [N, 1], of a linear's rows, always BF16; [N] in a file
   kRouter,     // [1, E, D], always BF16
   kLinear,     // [E, N, K] (dense: E = 1), FP8 where the precision says so
   kHeads,      // [1, N, K] of latent attention, a matrix a head (ADR 0008), always BF16
@@ -50,7 +51,8 @@ struct MlpParams {
 
 // Indices of a layer's parameters; -1 where absent.
 struct LayerParams {
-  int input_norm = -1, qkv = -1, q_norm = -1, k_norm = -1, o = -1, post_norm = -1, router = -1;
+  int input_norm = -1, qkv = -1, qkv_bias = -1, q_norm = -1, k_norm = -1, o = -1, o_bias = -1,
+      post_norm = -1, router = -1;
   int gate_up = -1, down = -1;
   std::int64_t width = 0;  // padded width of an expert, or of the dense MLP
   MlpParams shared;        // of the experts that every token takes

@@ -101,6 +101,7 @@ struct Layer {
   const ReferenceParams& params = model.params;
 
   std::string name(const std::string& what) const { return prefix + what + ".weight"; }
+  std::string bias(const std::string& what) const { return prefix + what + ".bias"; }
   bool dense() const { return is_dense(c, index); }
   std::string router() const { return router_name(c, index); }
   std::string mlp(std::int64_t expert, Projection which) const {

@@ -204,7 +204,8 @@ TEST_F(CheckpointTest, prediction_layers_are_passed_over_and_said) {
     t.put(name, FileDtype::kF32, {1}, std::vector<char>(4));
   t.write(at / "model.safetensors");
   std::vector<std::string> lines;
-  const Weights w = load_checkpoint(at, [&](const std::string& line) { lines.push_back(line); });
+  const Weights w =
+      load_checkpoint(at, nullptr, [&](const std::string& line) { lines.push_back(line); });
   ASSERT_EQ(lines.size(), 1u);
   EXPECT_NE(lines[0].find("2 tensors of layers of multi-token prediction"), std::string::npos);
   EXPECT_TRUE(same_bytes(w, load_checkpoint(hf)));

@@ -49,7 +49,7 @@ def make(name, options, folder, seed):
     inverse = model.model.rotary_emb.inv_freq.clone()
 
     ids = torch.randint(3, COMMON["vocab_size"], (2, 48))
-    golden = {"input_ids": ids, "inv_freq": inverse}
+    golden = {"input_ids": ids, "inverse_frequencies": inverse}
     out = model(ids, labels=ids)
     golden["logits_fp32"] = out.logits.detach()
     golden["loss"] = out.loss.detach().reshape(1)
