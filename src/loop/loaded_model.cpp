@@ -15,7 +15,7 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   config.device = options.device;
   config.num_threads = options.num_threads;
   m->ctx = make_context(config, m->workspace);
-  const model::Log log = [](const std::string& line) { stderr_log().info(line); };
+  const model::Log log = [](const std::string& line) { stderr_log().warn(line); };
   const model::Checkpoint checkpoint = model::open_checkpoint(options.folder, log);
   m->weights = model::make_weights(checkpoint.config);
   model::move_to(m->ctx, m->weights);

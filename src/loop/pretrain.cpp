@@ -117,7 +117,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
       from_checkpoint || config.policy.tokenizer.name
           ? model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name))
           : model::byte_tokenizer();
-  const model::Log log_line = [](const std::string& line) { stderr_log().info(line); };
+  const model::Log log_line = [](const std::string& line) { stderr_log().warn(line); };
   auto weights = std::make_shared<model::Weights>(
       from_checkpoint
           ? model::load_checkpoint(config.policy.model_name, byte_bar("reading"), log_line)

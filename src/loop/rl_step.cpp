@@ -19,7 +19,7 @@ model::ModelView RlRun::rollout_view() const {
   return {weights.get(), rollout_weights.get(), policy.rope.cos_PK, policy.rope.sin_PK};
 }
 
-static void log_line(const std::string& line) { stderr_log().info(line); }
+static void log_line(const std::string& line) { stderr_log().warn(line); }
 
 static model::Weights initial_weights(const RunConfig& config) {
   const std::filesystem::path folder = config.policy.model_name;
