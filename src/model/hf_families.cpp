@@ -18,6 +18,21 @@ std::int64_t read_num_experts(KeyReader& r) {
   return local;
 }
 
+// auto_map names Python code that would replace transformers' own; nothing of it is run. DeepSeek's
+// published files name the code that this family came with before transformers had it.
+void refuse_foreign_code(KeyReader& r, Family family) {
+  const json* map = r.find("auto_map");
+  if (map == nullptr || map->empty()) return;
+  if (family == Family::kDeepseekV3 && map->is_object())
+    if (std::all_of(map->begin(), map->end(), [](const json& code) {
+          return code == "configuration_deepseek.DeepseekV3Config" ||
+                 code == "modeling_deepseek.DeepseekV3Model" ||
+                 code == "modeling_deepseek.DeepseekV3ForCausalLM";
+        }))
+      return;
+  r.refuse("auto_map", "not supported");
+}
+
 // Biases of the attention's projections: an option of most families, for all four together. Qwen2
 // has three of them whatever its file says, Mixtral none.
 void read_attention_bias(KeyReader& r, ModelConfig& c) {
@@ -36,8 +51,9 @@ void read_attention_bias(KeyReader& r, ModelConfig& c) {
   }
 }
 
-// Keys that every family has.
-void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
+}  // namespace
+
+void read_common(KeyReader& r, ModelConfig& c, double theta_fallback) {
   c.vocab_size = r.integer("vocab_size");
   c.hidden_size = r.integer("hidden_size");
   c.num_layers = r.integer("num_hidden_layers");
@@ -58,9 +74,10 @@ void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   r.only("attention_dropout", 0.0);
   r.only("is_encoder_decoder", false);
   r.only("add_cross_attention", false);
-  for (const char* key : {"compression_config", "auto_map", "pruned_heads"})
+  for (const char* key : {"compression_config", "pruned_heads"})
     if (const json* value = r.find(key); value != nullptr && !value->empty())
       r.refuse(key, "not supported");
+  refuse_foreign_code(r, c.family);
   const std::string dtype = r.text("dtype", r.text("torch_dtype", "bfloat16"));
   r.skip({"torch_dtype"});
   if (dtype != "bfloat16" && dtype != "float16" && dtype != "float32")
@@ -74,6 +91,8 @@ void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
           "output_router_logits", "output_attentions", "output_hidden_states", "return_dict",
           "id2label", "label2id", "problem_type", "chunk_size_feed_forward"});
 }
+
+namespace {
 
 void read_router(KeyReader& r, ModelConfig& c, double aux_loss_coef) {
   c.num_experts = read_num_experts(r);
@@ -241,6 +260,7 @@ constexpr HfFamily kFamilies[] = {
     {Family::kQwen3Moe, "Qwen3MoeForCausalLM", read_qwen3_moe, qwen3_moe_json},
     {Family::kMixtral, "MixtralForCausalLM", read_mixtral, mixtral_json},
     {Family::kOlmoe, "OlmoeForCausalLM", read_olmoe, olmoe_json},
+    {Family::kDeepseekV3, "DeepseekV3ForCausalLM", read_deepseek_v3, deepseek_v3_json},
     {Family::kQwen3, "Qwen3ForCausalLM", read_qwen3, qwen3_json},
     {Family::kLlama, "LlamaForCausalLM", read_llama, llama_json},
     {Family::kQwen2, "Qwen2ForCausalLM", read_qwen2, qwen2_json},
@@ -257,7 +277,9 @@ const HfFamily& hf_family(KeyReader& r) {
   const std::string name = list->at(0);
   for (const HfFamily& row : kFamilies) {
     if (name != row.architecture) continue;
-    r.only("model_type", family_name(row.family));
+    // Kimi-K2 has a name of its own for the same model.
+    if (row.family != Family::kDeepseekV3 || r.text("model_type", "") != "kimi_k2")
+      r.only("model_type", family_name(row.family));
     return row;
   }
   r.refuse("architectures", "'{}' is not supported; supported:{}", name, known);
