@@ -122,10 +122,89 @@ void bench_served(const Context& ctx, const ServedShape& n) {
   std::fflush(stdout);
 }
 
+// Values in keys (DeepSeek's latent attention, absorbed): one KV head, key rows of 576, values
+// their first 512 columns.
+constexpr std::int64_t kLatentWidth = 576, kLatentValues = 512;
+
+void bench_latent_training(const Context& ctx, std::int64_t sequences, std::int64_t length,
+                           std::int64_t H) {
+  const std::int64_t T = sequences * length;
+  std::vector<std::int32_t> offsets{0}, lengths;
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    lengths.push_back(static_cast<std::int32_t>(length));
+    offsets.push_back(offsets.back() + lengths.back());
+  }
+  const Tensor q = random_bf16(ctx, {T, H, kLatentWidth}, 1),
+               k = random_bf16(ctx, {T, 1, kLatentWidth}, 2),
+               d_out = random_bf16(ctx, {T, H, kLatentValues}, 4);
+  const Tensor out(Device::kCuda, DType::kBf16, {T, H, kLatentValues}),
+      lse2(Device::kCuda, DType::kFp32, {T, H}),
+      d_q(Device::kCuda, DType::kBf16, {T, H, kLatentWidth}),
+      d_k(Device::kCuda, DType::kBf16, {T, 1, kLatentWidth});
+  const Tensor offsets_S1 = on_device(ctx, offsets, {sequences + 1}),
+               lengths_S = on_device(ctx, lengths, {sequences});
+  const ops::AttentionBatch batch{offsets_S1, lengths_S, {}, 0, length, length};
+  const double scale = 1 / std::sqrt(192.0);
+  const Timing forward = time_kernel(
+      ctx, [&](int) { ops::attention(ctx, q, k, {}, batch, scale, out, lse2); }, 5, 1);
+  const Timing backward = time_kernel(
+      ctx,
+      [&](int) {
+        ops::attention_backward(ctx, q, k, {}, out, lse2, d_out, batch, scale, d_q, d_k, {});
+      },
+      3, 1);
+  const double n = static_cast<double>(length);
+  const double flop =
+      n * (n + 1) / 2 * static_cast<double>(sequences * H * 2 * (kLatentWidth + kLatentValues));
+  std::printf(
+      "latent causal b %3ld s %6ld H %3ld: forward %9.1f us %6.1f TFLOPS, backward %9.1f us "
+      "%6.1f TFLOPS\n",
+      sequences, length, H, forward.median * 1e6, flop / forward.median * 1e-12,
+      backward.median * 1e6, 2.5 * flop / backward.median * 1e-12);
+  std::fflush(stdout);
+}
+
+void bench_latent_served(const Context& ctx, std::int64_t sequences, std::int64_t queries,
+                         std::int64_t keys, std::int64_t H) {
+  constexpr std::int64_t kPage = 16;
+  const std::int64_t P = (keys + kPage - 1) / kPage, R = sequences * P * kPage;
+  std::vector<std::int32_t> offsets{0}, lengths, order;
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    lengths.push_back(static_cast<std::int32_t>(keys));
+    offsets.push_back(offsets.back() + static_cast<std::int32_t>(queries));
+  }
+  std::mt19937 rng(5);
+  for (std::int64_t p = 0; p < sequences * P; ++p) order.push_back(static_cast<std::int32_t>(p));
+  std::shuffle(order.begin(), order.end(), rng);
+  const std::int64_t T = sequences * queries;
+  const Tensor q = random_bf16(ctx, {T, H, kLatentWidth}, 1),
+               k = random_bf16(ctx, {R, 1, kLatentWidth}, 2);
+  const Tensor out(Device::kCuda, DType::kBf16, {T, H, kLatentValues});
+  const Tensor offsets_S1 = on_device(ctx, offsets, {sequences + 1}),
+               lengths_S = on_device(ctx, lengths, {sequences}),
+               pages_SP = on_device(ctx, order, {sequences, P});
+  const ops::AttentionBatch batch{offsets_S1, lengths_S, pages_SP, kPage, queries, keys};
+  const double scale = 1 / std::sqrt(192.0);
+  const Timing time = time_kernel(
+      ctx, [&](int) { ops::attention(ctx, q, k, {}, batch, scale, out, {}); }, 9, 4);
+  const double bytes = static_cast<double>(sequences * keys * kLatentWidth * 2);
+  const double seen = static_cast<double>(queries) *
+                      (static_cast<double>(keys) - static_cast<double>(queries - 1) / 2);
+  const double flop =
+      seen * static_cast<double>(sequences * H * 2 * (kLatentWidth + kLatentValues));
+  std::printf(
+      "latent paged b %3ld n %4ld L %6ld H %3ld: %8.1f us (p10 %.1f p90 %.1f), %5.2f TB/s, "
+      "%6.1f TFLOPS\n",
+      sequences, queries, keys, H, time.median * 1e6, time.p10 * 1e6, time.p90 * 1e6,
+      bytes / time.median * 1e-12, flop / time.median * 1e-12);
+  std::fflush(stdout);
+}
+
 }  // namespace
 }  // namespace lockstep::bench
 
-// Arguments: training, served or all; then the number of a shape, or nothing for all of them.
+// Arguments: training, served, latent or all; then the number of a shape, or nothing for all of
+// them.
 int main(int argc, char** argv) {
   using namespace lockstep;
   if (const std::string problem = tensor::cuda_problem(); !problem.empty()) {
@@ -138,7 +217,7 @@ int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "all";
   const int only = argc > 2 ? std::atoi(argv[2]) : -1;
   int shape = 0;
-  if (which != "served")
+  if (which == "training" || which == "all")
     for (const bench::TrainingShape& n : {bench::TrainingShape{2, 8192, 32, 32, 128},
                                           {2, 8192, 32, 4, 128},
                                           {8, 2048, 32, 4, 128},
@@ -146,7 +225,7 @@ int main(int argc, char** argv) {
                                           {4, 4096, 32, 32, 64}})
       if (only < 0 || only == shape++) bench::bench_training(ctx, n);
   shape = 0;
-  if (which != "training")
+  if (which == "served" || which == "all")
     for (const bench::ServedShape& n : {bench::ServedShape{64, 1, 8192, 32, 4, 128},
                                         {33, 1, 32768, 32, 4, 128},
                                         {128, 1, 2048, 32, 4, 128},
@@ -156,6 +235,21 @@ int main(int argc, char** argv) {
                                         {1, 2048, 8192, 32, 4, 128},
                                         {4, 512, 4096, 32, 4, 128}})
       if (only < 0 || only == shape++) bench::bench_served(ctx, n);
+  shape = 0;
+  if (which == "latent" || which == "all") {
+    struct Latent {
+      std::int64_t sequences, queries, keys, H;
+    };
+    for (const Latent& n : {Latent{1, 4096, 4096, 128}, {4, 1024, 1024, 128}, {2, 2048, 2048, 16}})
+      if (only < 0 || only == shape++) bench::bench_latent_training(ctx, n.sequences, n.keys, n.H);
+    for (const Latent& n : {Latent{128, 1, 4096, 128},
+                            {128, 1, 2048, 16},
+                            {8, 1, 32768, 128},
+                            {16, 1, 8192, 128},
+                            {1, 512, 4096, 128}})
+      if (only < 0 || only == shape++)
+        bench::bench_latent_served(ctx, n.sequences, n.queries, n.keys, n.H);
+  }
   std::fflush(stdout);
   std::_Exit(0);  // the driver goes before the arena
 }

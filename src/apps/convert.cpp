@@ -4,6 +4,7 @@
 
 #include "apps/verbs.h"
 #include "base/error.h"
+#include "loop/log.h"
 #include "loop/progress.h"
 
 namespace lockstep::apps {
@@ -51,8 +52,11 @@ void add_convert(CLI::App& app) {
     options.ue8m0 = o.scale_fmt == "ue8m0";
     options.max_shard_bytes = model::parse_byte_size(o.max_shard_size, "--max-shard-size");
     options.progress = loop::byte_bar("converting");
-    model::ModelSource source =
-        o.from == "gguf" ? model::open_gguf_source(o.input) : model::open_hf_source(o.input);
+    model::ModelSource source = o.from == "gguf"
+                                    ? model::open_gguf_source(o.input)
+                                    : model::open_hf_source(o.input, [](const std::string& line) {
+                                        loop::stderr_log().warn(line);
+                                      });
     if (!o.upcycle.empty()) model::upcycle(source, model::parse_upcycle(o.upcycle, "--upcycle"));
     model::convert(source, o.output, options);
     fmt::print("{}: {} tensors, {}\n", o.output, source.tensors.size(),

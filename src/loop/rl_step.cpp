@@ -19,10 +19,12 @@ model::ModelView RlRun::rollout_view() const {
   return {weights.get(), rollout_weights.get(), policy.rope.cos_PK, policy.rope.sin_PK};
 }
 
+static void log_line(const std::string& line) { stderr_log().warn(line); }
+
 static model::Weights initial_weights(const RunConfig& config) {
   const std::filesystem::path folder = config.policy.model_name;
   if (config.policy.load_format == "auto")
-    return model::load_checkpoint(folder, byte_bar("reading"));
+    return model::load_checkpoint(folder, byte_bar("reading"), log_line);
   model::Weights weights = model::make_weights(model::read_hf_config(folder));
   model::initialize(weights, static_cast<std::uint64_t>(config.grpo.seed));
   return weights;
@@ -32,8 +34,7 @@ static model::Weights initial_weights(const RunConfig& config) {
 static void take_codes(const tensor::Context& ctx, const RunConfig& config, model::Weights& weights,
                        const model::Precision& precision) {
   if (config.policy.load_format != "auto") return;
-  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision,
-                           [](const std::string& line) { stderr_log().warn(line); });
+  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision, log_line);
 }
 
 std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {

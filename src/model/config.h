@@ -11,7 +11,7 @@
 
 namespace lockstep::model {
 
-enum class Family { kQwen3Moe, kMixtral, kOlmoe, kQwen3, kLlama, kQwen2 };
+enum class Family { kQwen3Moe, kMixtral, kOlmoe, kDeepseekV3, kQwen3, kLlama, kQwen2 };
 const char* family_name(Family family);
 
 // How the rotary embedding was stretched to longer texts (formulas: model/rope.h).
@@ -23,8 +23,24 @@ struct RopeScaling {
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;              // yarn
   double attention_factor = 1;                       // yarn: of cos and sin
+  double mscale = 0, mscale_all_dim = 0;             // yarn, as the file has them; 0: absent
   bool truncate = true;                              // yarn: whole numbers as bounds of the ramp
 };
+
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's keys and values come from
+// one vector of kv_rank values, which is what the cache holds, beside one rotated key for all
+// heads.
+struct LatentAttention {
+  std::int64_t kv_rank = 0;  // 0: the family has keys and values of its own
+  std::int64_t q_rank = 0;   // queries come from such a vector, too; 0: straight from the layer
+  std::int64_t nope = 0;     // width of a head's part without position
+  std::int64_t value = 0;    // width of a head's value
+  bool interleaved = true;   // rotation of the pairs (2i, 2i + 1) rather than (i, i + K/2)
+};
+
+// Of the norms of latent vectors, whatever rms_norm_eps says: so it is in DeepSeek's own code and
+// in transformers.
+inline constexpr float kLatentEps = 1e-6f;
 
 struct ModelConfig {
   Family family = Family::kQwen3Moe;
@@ -33,7 +49,8 @@ struct ModelConfig {
   std::int64_t num_layers = 0;
   std::int64_t num_heads = 0;
   std::int64_t num_kv_heads = 0;
-  std::int64_t head_dim = 0;
+  std::int64_t head_dim = 0;  // with latent attention: of the rotated part
+  LatentAttention latent;
   std::int64_t max_positions = 0;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
@@ -49,9 +66,12 @@ struct ModelConfig {
 
   std::int64_t num_experts = 0;  // 0: every layer is dense
   std::int64_t moe_intermediate_size = 0;
-  // Dense layers have one MLP of this width instead of experts: those of mlp_only_layers
-  // (ascending) and all but every decoder_sparse_step-th.
+  // Experts that every token takes with weight 1: one dense MLP of this many times the width.
+  std::int64_t num_shared_experts = 0;
+  // Dense layers have one MLP of this width instead of experts: the first first_dense_layers, those
+  // of mlp_only_layers (ascending) and all but every decoder_sparse_step-th.
   std::int64_t intermediate_size = 0;
+  std::int64_t first_dense_layers = 0;
   std::vector<std::int64_t> mlp_only_layers;
   std::int64_t decoder_sparse_step = 1;
   ops::RouterOptions router;
@@ -68,6 +88,7 @@ numerics::Bf16 clip_limit(const ModelConfig& config);
 
 bool is_dense(const ModelConfig& config, std::int64_t layer);
 bool has_dense_layers(const ModelConfig& config);
+inline bool is_latent(const ModelConfig& config) { return config.latent.kv_rank > 0; }
 
 // Throws InputError (prefixed with `where`) naming the first value that cannot be: sizes not
 // positive or beyond 2^31, heads that do not divide, top_k above the experts, odd head width and so

@@ -1,9 +1,8 @@
 // One layer of the forward pass, and which ops it is made of. Shape letters as in
 // model/forward.cpp.
-#include <cmath>
-
-#include "model/forward.h"
+#include "model/forward_parts.h"
 #include "model/operands.h"
+#include "model/rope.h"
 #include "ops/bias.h"
 #include "ops/gemm.h"
 #include "ops/norm_quantize.h"
@@ -22,15 +21,6 @@ using tensor::Context;
 using tensor::DType;
 using tensor::Shape;
 using tensor::TensorView;
-
-namespace {
-
-// What a linear reads: row codes where it runs in FP8, else the BF16 rows. `columns` (may be null)
-// receives the column codes for the weight gradient.
-struct LinearInput {
-  TensorView x_MK;
-  Fp8Rows rows;
-};
 
 LinearInput linear_input(const Context& ctx, const ModelView& model, int p, const TensorView& x_MK,
                          const Segments& segments, Arena* keep, Fp8Columns* columns,
@@ -57,6 +47,8 @@ void linear(const Context& ctx, const ModelView& model, int p, const LinearInput
   else
     ops::bf16_gemm(ctx, in.x_MK, model.weights->view(p), ops::BLayout::kNK, offsets_E1, out_MN);
 }
+
+namespace {
 
 // The same with a bias behind the product, rounded once (`bias` -1: none).
 void linear(const Context& ctx, const ModelView& model, int p, int bias, const LinearInput& in,
@@ -134,43 +126,14 @@ void project_heads(const Context& ctx, const ModelView& model, const ForwardBatc
                       model.sin_PK, none, out_THK);
 }
 
-// What the parts of one layer's forward share.
-struct LayerPass {
-  const Context& ctx;
-  const ModelView& model;
-  const ForwardBatch& batch;
-  int layer;
-  const Segments& dense;  // empty without a backward
-  bool saved;             // for a backward
-  LayerSaved& s;
-  Arena& keep;
-  const PassCounters& counters;
-
-  const ModelConfig& config() const { return model.weights->config; }
-  const LayerParams& params() const { return model.weights->table.layers[layer]; }
-  Fp8Columns* columns(Fp8Columns& of) const { return saved ? &of : nullptr; }
-  TensorView bf16(const Shape& shape) const { return keep.take(DType::kBf16, shape); }
-  TensorView fp32(const Shape& shape) const { return keep.take(DType::kFp32, shape); }
-  TensorView int32(const Shape& shape) const { return keep.take(DType::kInt32, shape); }
-};
-
-// Norm, q|k|v, head norm and rotation, cache, softmax(qk)v, output projection: o_TD.
-void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
-                    const TensorView& delta_TD, const TensorView& o_TD) {
+// From q|k|v: head norm and rotation, cache, softmax(qk)v; what the output projection reads.
+TensorView grouped_attention(const LayerPass& l, KvCache* cache) {
   const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
   const ModelConfig& c = l.config();
   const ParamTable& table = model.weights->table;
   const LayerParams& p = l.params();
-  const std::int64_t T = x_TD.dim(0), D = c.hidden_size, H = c.num_heads, J = c.num_kv_heads,
-                     K = c.head_dim;
+  const std::int64_t T = s.qkv_TN.dim(0), H = c.num_heads, J = c.num_kv_heads, K = c.head_dim;
   const TensorView none;
-  s.x1_TD = l.bf16({T, D}), s.rstd1_T = l.fp32({T});
-  const LinearInput h1 =
-      norm_input(ctx, model, p.qkv, p.input_norm, x_TD, delta_TD, s.x1_TD, s.rstd1_T, dense, keep,
-                 s.h1_TD, l.columns(s.h1_columns), counters.group(kAttentionInput));
-  s.qkv_TN = l.bf16({T, table.qkv_rows});
-  linear(ctx, model, p.qkv, p.qkv_bias, h1, none, s.qkv_TN);
-
   s.q_THK = l.bf16({T, H, K}), s.k_TJK = l.bf16({T, J, K}), s.v_TJK = l.bf16({T, J, K});
   if (c.qk_norm) {
     s.q_rstd_TH = l.fp32(c.qk_norm_whole ? Shape{T} : Shape{T, H});
@@ -184,7 +147,7 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
 
   s.attention_THK = l.bf16({T, H, K});
   if (saved) s.lse2_TH = l.fp32({T, H});
-  const double scale = 1.0 / std::sqrt(static_cast<double>(K));
+  const double scale = attention_scale(c);
   if (cache != nullptr) {
     ops::write_kv(ctx, s.k_TJK, s.v_TJK, batch.slots_T, cache->k[layer], cache->v[layer]);
     ops::attention(ctx, s.q_THK, cache->k[layer], cache->v[layer], batch.attention, scale,
@@ -193,9 +156,28 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
     ops::attention(ctx, s.q_THK, s.k_TJK, s.v_TJK, batch.attention, scale, s.attention_THK,
                    s.lse2_TH);
   }
+  return s.attention_THK.reshape({T, H * K});
+}
+
+// Norm, q|k|v, attention, output projection: o_TD.
+void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
+                    const TensorView& delta_TD, const TensorView& o_TD) {
+  const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
+  const ModelConfig& c = l.config();
+  const LayerParams& p = l.params();
+  const std::int64_t T = x_TD.dim(0), D = c.hidden_size;
+  const TensorView none;
+  s.x1_TD = l.bf16({T, D}), s.rstd1_T = l.fp32({T});
+  const LinearInput h1 =
+      norm_input(ctx, model, p.qkv, p.input_norm, x_TD, delta_TD, s.x1_TD, s.rstd1_T, dense, keep,
+                 s.h1_TD, l.columns(s.h1_columns), counters.group(kAttentionInput));
+  s.qkv_TN = l.bf16({T, model.weights->table.qkv_rows});
+  linear(ctx, model, p.qkv, p.qkv_bias, h1, none, s.qkv_TN);
+  const TensorView heads_TN =
+      is_latent(c) ? latent_attention(l, cache) : grouped_attention(l, cache);
   const LinearInput a =
-      linear_input(ctx, model, p.o, s.attention_THK.reshape({T, H * K}), dense, &keep,
-                   l.columns(s.attention_columns), counters.group(kAttentionOutput));
+      linear_input(ctx, model, p.o, heads_TN, dense, &keep, l.columns(s.attention_columns),
+                   counters.group(kAttentionOutput));
   linear(ctx, model, p.o, p.o_bias, a, none, o_TD);
 }
 
@@ -216,7 +198,25 @@ void dense_part(const LayerPass& l, const TensorView& o_TD, const TensorView& de
   linear(ctx, model, p.down, activation, none, delta_out_TD);
 }
 
-// Norm, router, permute, gate|up, SwiGLU, down, combine.
+// The shared experts of h2: gate|up, SwiGLU, down. Empty where the layer has none.
+TensorView shared_part(const LayerPass& l) {
+  const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
+  const MlpParams& p = l.params().shared;
+  if (p.down < 0) return {};
+  const std::int64_t T = s.h2_TD.dim(0);
+  const TensorView none, shared_TD = ctx.workspace->take(DType::kBf16, s.h2_TD.shape);
+  const LinearInput h2 = linear_input(ctx, model, p.gate_up, s.h2_TD, dense, &keep,
+                                      l.columns(s.h2_columns), counters.group(kExpertInput));
+  s.shared.gate_up_MF = l.bf16({T, 2 * p.width});
+  linear(ctx, model, p.gate_up, h2, none, s.shared.gate_up_MF);
+  const LinearInput activation =
+      swiglu_input(ctx, model, p.down, s.shared.gate_up_MF, dense, keep, s.shared.activation_MF,
+                   l.columns(s.shared.activation_columns), counters.group(kExpertActivation));
+  linear(ctx, model, p.down, activation, none, shared_TD);
+  return shared_TD;
+}
+
+// Norm, router, permute, gate|up, SwiGLU, down, shared experts, combine.
 void experts_part(const LayerPass& l, const TensorView& o_TD, const TensorView& delta_out_TD) {
   const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
   const ModelConfig& c = l.config();
@@ -256,7 +256,7 @@ void experts_part(const LayerPass& l, const TensorView& o_TD, const TensorView& 
                    l.columns(s.activation_columns), counters.group(kExpertActivation));
   s.down_MD = l.bf16({M, D});
   linear(ctx, model, p.down, activation, offsets, s.down_MD);
-  ops::combine(ctx, s.down_MD, s.weights_TC, s.row_TC, none, delta_out_TD);
+  ops::combine(ctx, s.down_MD, s.weights_TC, s.row_TC, shared_part(l), delta_out_TD);
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ SourceTensor::Kind source_kind(ParamKind kind) {
 
 }  // namespace
 
-ModelSource open_hf_source(const fs::path& folder) {
-  const auto c = std::make_shared<const Checkpoint>(open_checkpoint(folder));
+ModelSource open_hf_source(const fs::path& folder, const Log& log) {
+  const auto c = std::make_shared<const Checkpoint>(open_checkpoint(folder, log));
   ModelSource out;
   out.config = c->folder.config;
   std::error_code error;

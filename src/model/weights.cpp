@@ -134,8 +134,10 @@ std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& wei
 }
 
 void requantize(const Context& ctx, Weights& weights, const QuantizedWeights* except) {
-  for (const auto& q : weights.quantized)
+  for (const auto& q : weights.quantized) {
+    q->stored.clear(), q->stored_memory.clear();
     if (q.get() != except) fill(ctx, weights, *q);
+  }
 }
 
 }  // namespace lockstep::model

@@ -55,8 +55,10 @@ AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
   const std::int64_t T = q_THK.dim(0), H = q_THK.dim(1), K = q_THK.dim(2);
   tensor::require(k_RJK, DType::kBf16, {-1, -1, K}, "k_RJK");
   const std::int64_t R = k_RJK.dim(0), J = k_RJK.dim(1);
-  tensor::require(v_RJK, DType::kBf16, {R, J, -1}, "v_RJK");
-  tensor::require(out_THK, DType::kBf16, {T, H, v_RJK.dim(2)}, "out_THK");
+  if (v_RJK) tensor::require(v_RJK, DType::kBf16, {R, J, -1}, "v_RJK");
+  tensor::require(out_THK, DType::kBf16, {T, H, v_RJK ? v_RJK.dim(2) : -1}, "out_THK");
+  const std::int64_t Kv = out_THK.dim(2);
+  LOCKSTEP_CHECK(v_RJK || Kv <= K, "values of width {} inside keys of width {}", Kv, K);
   if (lse2_TH) tensor::require(lse2_TH, DType::kFp32, {T, H}, "lse2_TH");
   LOCKSTEP_CHECK(J > 0 && H % J == 0, "{} query heads over {} KV heads", H, J);
   LOCKSTEP_CHECK(scale > 0 && std::isfinite(scale), "attention scale {}", scale);
@@ -67,7 +69,7 @@ AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
   AttentionArgs args;
   args.q = q_THK.as<Bf16>();
   args.k = k_RJK.as<Bf16>();
-  args.v = v_RJK.as<Bf16>();
+  args.v = v_RJK ? v_RJK.as<Bf16>() : args.k;
   args.q_offsets = batch.q_offsets_S1.as<std::int32_t>();
   args.kv_lengths = batch.kv_lengths_S.as<std::int32_t>();
   if (batch.pages_SP) {
@@ -81,7 +83,9 @@ AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
   args.heads = H;
   args.kv_heads = J;
   args.width = K;
-  args.value_width = v_RJK.dim(2);
+  args.value_width = Kv;
+  args.values_in_keys = !v_RJK;
+  args.value_row = v_RJK ? Kv : K;
   args.scale = scale;
   args.out = out_THK.as<Bf16>();
   args.lse2 = lse2_TH ? lse2_TH.as<float>() : nullptr;
@@ -92,10 +96,11 @@ AttentionArgs checked_args(const TensorView& q_THK, const TensorView& k_RJK,
     check_values(args);
     return args;
   }
-  LOCKSTEP_CHECK(K > 0 && K % 16 == 0 && K <= 256 && args.value_width > 0 &&
-                     args.value_width % 16 == 0 && args.value_width <= 256,
-                 "attention on a GPU has head widths in multiples of 16 up to 256, not {} and {}",
-                 K, args.value_width);
+  const std::int64_t most_K = v_RJK ? 256 : 576, most_Kv = v_RJK ? 256 : 512;
+  LOCKSTEP_CHECK(K > 0 && K % 16 == 0 && K <= most_K && Kv > 0 && Kv % 16 == 0 && Kv <= most_Kv,
+                 "attention on a GPU has head widths in multiples of 16 up to {} and {}, not {} "
+                 "and {}",
+                 most_K, most_Kv, K, Kv);
   args.longest = bound(batch.max_queries, T);
   args.most_keys =
       bound(batch.max_keys, batch.pages_SP ? args.pages_per_sequence * args.page_size : R);
@@ -125,7 +130,8 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
   tensor::require(d_out_THK, DType::kBf16, out_THK.shape, "d_out_THK");
   tensor::require(d_q_THK, DType::kBf16, q_THK.shape, "d_q_THK");
   tensor::require(d_k_TJK, DType::kBf16, k_TJK.shape, "d_k_TJK");
-  tensor::require(d_v_TJK, DType::kBf16, v_TJK.shape, "d_v_TJK");
+  if (v_TJK) tensor::require(d_v_TJK, DType::kBf16, v_TJK.shape, "d_v_TJK");
+  LOCKSTEP_CHECK(v_TJK || !d_v_TJK, "d_v_TJK without v_TJK");
   for (std::int64_t s = 0; batch.kv_lengths_S.on_host() && s < args.sequences; ++s)
     LOCKSTEP_CHECK(args.q_offsets[s + 1] - args.q_offsets[s] == args.kv_lengths[s],
                    "sequence {}: the backward needs all queries, {} of {} keys", s,
@@ -133,7 +139,7 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
   args.d_out = d_out_THK.as<Bf16>();
   args.d_q = d_q_THK.as<Bf16>();
   args.d_k = d_k_TJK.as<Bf16>();
-  args.d_v = d_v_TJK.as<Bf16>();
+  args.d_v = d_v_TJK ? d_v_TJK.as<Bf16>() : nullptr;
   if (args.longest == 0) return;
   LOCKSTEP_CUDA_CALL(ctx, attention_backward, ctx, args);
   LOCKSTEP_CPU_CALL(ctx, attention_backward, ctx, args);
@@ -145,10 +151,14 @@ void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_T
   tensor::require(slots_T, DType::kInt32, {-1}, "slots_T");
   const std::int64_t T = slots_T.dim(0);
   tensor::require(k_TJK, k_cache_RJK.dtype, {T, -1, -1}, "k_TJK");
-  tensor::require(v_TJK, v_cache_RJK.dtype, {T, k_TJK.dim(1), -1}, "v_TJK");
   tensor::require(k_cache_RJK, k_TJK.dtype, {-1, k_TJK.dim(1), k_TJK.dim(2)}, "k_cache_RJK");
   const std::int64_t R = k_cache_RJK.dim(0);
-  tensor::require(v_cache_RJK, v_TJK.dtype, {R, v_TJK.dim(1), v_TJK.dim(2)}, "v_cache_RJK");
+  LOCKSTEP_CHECK(static_cast<bool>(v_TJK) == static_cast<bool>(v_cache_RJK),
+                 "write_kv: values without a cache for them, or the other way round");
+  if (v_TJK) {
+    tensor::require(v_TJK, v_cache_RJK.dtype, {T, k_TJK.dim(1), -1}, "v_TJK");
+    tensor::require(v_cache_RJK, v_TJK.dtype, {R, v_TJK.dim(1), v_TJK.dim(2)}, "v_cache_RJK");
+  }
   LOCKSTEP_CUDA_CALL(ctx, write_kv, ctx, k_TJK, v_TJK, slots_T, k_cache_RJK, v_cache_RJK);
   const std::int32_t* slots = slots_T.as<std::int32_t>();
   for (std::int64_t t = 0; t < T; ++t)
@@ -162,7 +172,7 @@ void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_T
                   row);
   };
   copy_rows(k_TJK, k_cache_RJK);
-  copy_rows(v_TJK, v_cache_RJK);
+  if (v_TJK) copy_rows(v_TJK, v_cache_RJK);
 }
 
 }  // namespace lockstep::ops

@@ -27,12 +27,16 @@ struct AttentionBatch {
 // out_THK BF16 [T, H, Kv]; lse2_TH FP32, may be empty. Query i sees keys 0..position(i). H is a
 // multiple of J, scale > 0; on a GPU both widths are multiples of 16, up to 256. ContractError on
 // shapes, dtypes, and on the CPU on offsets, lengths or pages, that do not fit.
+// Latent attention (ADR 0008): with an empty v_RJK the value of a key is the first Kv columns of
+// its row, Kv <= K as out_THK says; on a GPU then K is up to 576 and Kv up to 512.
 void attention(const Context& ctx, const TensorView& q_THK, const TensorView& k_RJK,
                const TensorView& v_RJK, const AttentionBatch& batch, double scale,
                const TensorView& out_THK, const TensorView& lse2_TH);
 
 // Training form only (no pages, n = L). Reads what the forward wrote (out, lse2). d_q_THK, d_k_TJK,
-// d_v_TJK BF16. A sequence's gradients depend on that sequence alone.
+// d_v_TJK BF16. A sequence's gradients depend on that sequence alone. Where v_TJK is empty, so is
+// d_v_TJK, and d_k_TJK gets the gradient of the whole row: in its first Kv columns bf16(key's +
+// value's), an FP32 addition of the two before either is rounded to BF16.
 void attention_backward(const Context& ctx, const TensorView& q_THK, const TensorView& k_TJK,
                         const TensorView& v_TJK, const TensorView& out_THK,
                         const TensorView& lse2_TH, const TensorView& d_out_THK,
@@ -42,7 +46,7 @@ void attention_backward(const Context& ctx, const TensorView& q_THK, const Tenso
 // Copies rows of k and v to their places: row t goes to row slots_T[t] (int32) of the cache
 // tensors. Any dtype and trailing shape, the same for rows and cache. Slots are distinct; one
 // outside the cache is a ContractError, and then nothing is written (on a GPU that row is left
-// out).
+// out). v and its cache are empty where values lie in the keys.
 void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_TJK,
               const TensorView& slots_T, const TensorView& k_cache_RJK,
               const TensorView& v_cache_RJK);

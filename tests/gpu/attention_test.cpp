@@ -40,7 +40,7 @@ ServedCase served_case(Rng& rng, const AttentionSizes& n, const std::vector<Part
   const std::int64_t T = offsets.back() + 3, R = pages * page_size;
   x.q_THK = random_normal(rng, DType::kBf16, {T, n.H, n.K});
   x.k_RJK = random_normal(rng, DType::kBf16, {R, n.J, n.K});
-  x.v_RJK = random_normal(rng, DType::kBf16, {R, n.J, n.Kv});
+  x.v_RJK = random_normal(rng, DType::kBf16, {R, n.J, n.Kv});  // of no meaning where latent
   std::vector<bool> written(static_cast<std::size_t>(R), false);
   std::size_t next = 0;
   for (const Part& p : parts)
@@ -71,7 +71,7 @@ ServedCase served_case(Rng& rng, const AttentionSizes& n, const std::vector<Part
 
 std::string text(const AttentionSizes& n) {
   return "H " + std::to_string(n.H) + " J " + std::to_string(n.J) + " K " + std::to_string(n.K) +
-         " Kv " + std::to_string(n.Kv);
+         " Kv " + std::to_string(n.Kv) + (n.latent ? " latent" : "");
 }
 
 class AttentionGpu : public GpuTest {
@@ -83,12 +83,12 @@ class AttentionGpu : public GpuTest {
     for (const std::int64_t length : x.lengths) what += ' ' + std::to_string(length);
     const Shape out_shape{x.T(), n.H, n.Kv}, rows{x.T(), n.H};
     const Tensor out = cpu_output(DType::kBf16, out_shape), lse2 = cpu_output(DType::kFp32, rows);
-    attention(cpu, x.q_THK, x.k_TJK, x.v_TJK, x.batch(), n.scale, out, lse2);
+    attention(cpu, x.q_THK, x.k_TJK, x.v(), x.batch(), n.scale, out, lse2);
     AttentionBatch batch{on_gpu(x.offsets_S1), on_gpu(x.lengths_S), {}, 0};
     if (bounds)
       for (const std::int64_t length : x.lengths)
         batch.max_queries = batch.max_keys = std::max(batch.max_keys, length);
-    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_TJK), v = on_gpu(x.v_TJK);
+    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_TJK), v = on_gpu(x.v());
     const TensorView gpu_out = gpu_output(DType::kBf16, out_shape),
                      gpu_lse2 = gpu_output(DType::kFp32, rows);
     attention(gpu, q, k, v, batch, n.scale, gpu_out, gpu_lse2);
@@ -101,16 +101,16 @@ class AttentionGpu : public GpuTest {
                 v_shape = x.v_TJK.view().shape;
     const Tensor d_q = cpu_output(DType::kBf16, q_shape), d_k = cpu_output(DType::kBf16, k_shape),
                  d_v = cpu_output(DType::kBf16, v_shape);
-    attention_backward(cpu, x.q_THK, x.k_TJK, x.v_TJK, out, lse2, d_out, x.batch(), n.scale, d_q,
-                       d_k, d_v);
+    attention_backward(cpu, x.q_THK, x.k_TJK, x.v(), out, lse2, d_out, x.batch(), n.scale, d_q, d_k,
+                       n.latent ? TensorView{} : d_v.view());
     const TensorView gpu_d_q = gpu_output(DType::kBf16, q_shape),
                      gpu_d_k = gpu_output(DType::kBf16, k_shape),
                      gpu_d_v = gpu_output(DType::kBf16, v_shape);
     attention_backward(gpu, q, k, v, on_gpu(out), on_gpu(lse2), on_gpu(d_out), batch, n.scale,
-                       gpu_d_q, gpu_d_k, gpu_d_v);
+                       gpu_d_q, gpu_d_k, n.latent ? TensorView{} : gpu_d_v);
     expect_same(d_q, gpu_d_q, "d_q, " + what);
     expect_same(d_k, gpu_d_k, "d_k, " + what);
-    expect_same(d_v, gpu_d_v, "d_v, " + what);
+    if (!n.latent) expect_same(d_v, gpu_d_v, "d_v, " + what);
   }
 
   // Equal bytes of a served batch; rows of no sequence keep theirs.
@@ -122,8 +122,8 @@ class AttentionGpu : public GpuTest {
     const std::int64_t T = x.q_THK.view().dim(0);
     const Tensor out = cpu_output(DType::kBf16, {T, n.H, n.Kv}),
                  lse2 = cpu_output(DType::kFp32, {T, n.H});
-    attention(cpu, x.q_THK, x.k_RJK, x.v_RJK, {x.offsets_S1, x.lengths_S, x.pages_SP, x.page_size},
-              n.scale, out, lse2);
+    attention(cpu, x.q_THK, x.k_RJK, n.latent ? TensorView{} : x.v_RJK.view(),
+              {x.offsets_S1, x.lengths_S, x.pages_SP, x.page_size}, n.scale, out, lse2);
     AttentionBatch batch{on_gpu(x.offsets_S1), on_gpu(x.lengths_S), on_gpu(x.pages_SP),
                          x.page_size};
     if (bounds) {
@@ -132,8 +132,8 @@ class AttentionGpu : public GpuTest {
     }
     const TensorView gpu_out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
                      gpu_lse2 = gpu_output(DType::kFp32, {T, n.H});
-    attention(gpu, on_gpu(x.q_THK), on_gpu(x.k_RJK), on_gpu(x.v_RJK), batch, n.scale, gpu_out,
-              gpu_lse2);
+    attention(gpu, on_gpu(x.q_THK), on_gpu(x.k_RJK), n.latent ? TensorView{} : on_gpu(x.v_RJK),
+              batch, n.scale, gpu_out, gpu_lse2);
     expect_same(out, gpu_out, "out, " + what);
     expect_same(lse2, gpu_lse2, "lse2, " + what);
   }
@@ -143,6 +143,11 @@ const AttentionSizes kSizes[] = {
     {2, 2, 16, 16, 0.25},   {4, 2, 32, 32, 0.176}, {8, 2, 64, 64, 0.125},  {8, 1, 128, 128, 0.088},
     {3, 1, 128, 128, 0.09}, {2, 1, 96, 80, 0.1},   {2, 2, 192, 128, 0.07}, {2, 1, 256, 256, 0.0625},
     {1, 1, 48, 256, 0.14},  {17, 1, 64, 64, 0.125}};
+
+const AttentionSizes kLatent[] = {
+    {2, 1, 576, 512, 0.0417, true}, {8, 1, 160, 128, 0.08, true},  {70, 1, 64, 48, 0.125, true},
+    {6, 3, 128, 128, 0.09, true},   {4, 2, 80, 16, 0.11, true},    {128, 1, 48, 32, 0.14, true},
+    {1, 1, 512, 512, 0.044, true},  {3, 1, 528, 272, 0.044, true}, {5, 1, 16, 16, 0.25, true}};
 
 TEST_F(AttentionGpu, TrainingHasTheBytesOfTheCpu) {
   Rng rng(1);
@@ -173,7 +178,61 @@ TEST_F(AttentionGpu, TrainingHasTheBytesOfTheCpuAcrossSplits) {
 TEST_F(AttentionGpu, EmptyBatches) {
   Rng rng(4);
   for (const std::vector<std::int64_t>& lengths : {std::vector<std::int64_t>{}, {0, 0}})
-    expect_same_training(attention_case(rng, kSizes[2], lengths), true, true);
+    for (const AttentionSizes& n : {kSizes[2], kLatent[0]})
+      expect_same_training(attention_case(rng, n, lengths), true, true);
+}
+
+// Values in keys: widths of DeepSeek-V3 and of small models, panels that end early, several KV
+// heads, groups that leave tiles of 64 rows or fill more than one.
+TEST_F(AttentionGpu, LatentTrainingHasTheBytesOfTheCpu) {
+  Rng rng(21);
+  for (const AttentionSizes& n : kLatent) {
+    expect_same_training(attention_case(rng, n, {1}), true, true);
+    expect_same_training(attention_case(rng, n, {1, 2, 15, 16, 17, 63, 64, 65}), true, true);
+    expect_same_training(attention_case(rng, n, {0, 127, 128, 129, 0}), true, false);
+  }
+  expect_same_training(attention_case(rng, kLatent[1], {0, 300, 0, 3, 191}), true, true);
+  for (const double deviation : {1e-30, 40.0, 3e4})
+    expect_same_training(attention_case(rng, {3, 1, 576, 512, 0.04, true}, {140}, deviation), true,
+                         true);
+}
+
+TEST_F(AttentionGpu, LatentTrainingHasTheBytesOfTheCpuAcrossSplits) {
+  Rng rng(22);
+  for (const std::int64_t length : {2047, 2049, 4130})
+    expect_same_training(attention_case(rng, {1, 1, 48, 32, 0.14, true}, {5, length}),
+                         length == 2049, true);
+}
+
+TEST_F(AttentionGpu, LatentServedHasTheBytesOfTheCpu) {
+  Rng rng(23);
+  for (const AttentionSizes& n : kLatent)
+    for (const std::int64_t page_size : {1, 7, 16, 64, 128}) {
+      if (n.H > 16 && page_size != 16) continue;
+      expect_same_served(
+          served_case(rng, n, {{1, 1}, {1, 127}, {1, 128}, {1, 129}, {1, 300}, {0, 5}}, page_size),
+          true);
+      expect_same_served(
+          served_case(rng, n, {{1, 77}, {9, 90}, {0, 0}, {2, 260}, {1, 1}}, page_size),
+          page_size == 16);
+    }
+}
+
+TEST_F(AttentionGpu, LatentServedHasTheBytesOfTheCpuAcrossSplits) {
+  Rng rng(24);
+  for (const std::int64_t page_size : {16, 37})
+    for (const AttentionSizes& n :
+         {AttentionSizes{2, 1, 576, 512, 0.04, true}, AttentionSizes{70, 1, 48, 16, 0.14, true}}) {
+      // Few tiles: a CTA a split. Many: one after the other.
+      expect_same_served(
+          served_case(rng, n, {{1, 2047}, {1, 2048}, {1, 2049}, {1, 4097}, {1, 6200}, {1, 3}},
+                      page_size),
+          page_size == 16);
+      expect_same_served(served_case(rng, n, {{2, 2049}, {1, 40}, {2, 4100}}, page_size), true);
+      if (n.K < 100)
+        expect_same_served(
+            served_case(rng, n, {{90, 2100}, {1, 2050}, {0, 0}, {3, 4200}}, page_size), true);
+    }
 }
 
 TEST_F(AttentionGpu, ServedHasTheBytesOfTheCpu) {
@@ -213,11 +272,12 @@ TEST_F(AttentionGpu, ServedHasTheBytesOfTheCpuAcrossSplits) {
 TEST_F(AttentionGpu, ReplaysFromAGraph) {
   Rng rng(11);
   for (const AttentionSizes& n :
-       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{4, 2, 32, 32, 0.176}}) {
+       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{4, 2, 32, 32, 0.176},
+        AttentionSizes{4, 1, 160, 128, 0.08, true}}) {
     const ServedCase x = served_case(rng, n, {{1, 2300}, {1, 700}, {1, 2048}}, 16);
     const std::int64_t T = x.q_THK.view().dim(0);
-    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_RJK), v = on_gpu(x.v_RJK),
-                     lengths_S = on_gpu(x.lengths_S);
+    const TensorView q = on_gpu(x.q_THK), k = on_gpu(x.k_RJK),
+                     v = n.latent ? TensorView{} : on_gpu(x.v_RJK), lengths_S = on_gpu(x.lengths_S);
     const AttentionBatch batch{on_gpu(x.offsets_S1), lengths_S, on_gpu(x.pages_SP), 16, 1, 2300};
     const TensorView out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
                      lse2 = gpu_output(DType::kFp32, {T, n.H});
@@ -237,8 +297,8 @@ TEST_F(AttentionGpu, ReplaysFromAGraph) {
       tensor::check_cuda(cudaGraphLaunch(exec, stream), "launch");
       const Tensor cpu_out = cpu_output(DType::kBf16, {T, n.H, n.Kv}),
                    cpu_lse2 = cpu_output(DType::kFp32, {T, n.H});
-      attention(cpu, x.q_THK, x.k_RJK, x.v_RJK, {x.offsets_S1, changed, x.pages_SP, 16}, n.scale,
-                cpu_out, cpu_lse2);
+      attention(cpu, x.q_THK, x.k_RJK, n.latent ? TensorView{} : x.v_RJK.view(),
+                {x.offsets_S1, changed, x.pages_SP, 16}, n.scale, cpu_out, cpu_lse2);
       expect_same(cpu_out, out, "out, " + text(n));
       expect_same(cpu_lse2, lse2, "lse2, " + text(n));
     }
@@ -262,12 +322,14 @@ TEST_F(AttentionGpu, DecodeDoesNotDependOnTheBatch) {
 TEST_F(AttentionGpu, DecodeHasTheBytesOfTraining) {
   Rng rng(8);
   for (const AttentionSizes& n :
-       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{16, 2, 64, 64, 0.125}}) {
+       {AttentionSizes{8, 2, 128, 128, 0.088}, AttentionSizes{16, 2, 64, 64, 0.125},
+        AttentionSizes{20, 1, 576, 512, 0.0417, true}}) {
     const std::int64_t L = 9000, S = 40;
     const Tensor q = random_normal(rng, DType::kBf16, {L, n.H, n.K}),
                  k = random_normal(rng, DType::kBf16, {L, n.J, n.K}),
                  v = random_normal(rng, DType::kBf16, {L, n.J, n.Kv});
-    const TensorView gpu_q = on_gpu(q), gpu_k = on_gpu(k), gpu_v = on_gpu(v);
+    const TensorView gpu_q = on_gpu(q), gpu_k = on_gpu(k),
+                     gpu_v = n.latent ? TensorView{} : on_gpu(v);
     const TensorView whole = gpu_output(DType::kBf16, {L, n.H, n.Kv}),
                      whole_lse2 = gpu_output(DType::kFp32, {L, n.H});
     attention(gpu, gpu_q, gpu_k, gpu_v,

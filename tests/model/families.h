@@ -1,6 +1,7 @@
 // One small config as every family has it, for tests that must hold for all of them.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,25 @@ inline std::vector<FamilyCase> family_cases(const ModelConfig& base) {
     c.router.normalize = false;
     c.num_kv_heads = c.num_heads;
     c.head_dim = c.hidden_size / c.num_heads;
+  }
+  for (const bool q_latent : {true, false}) {
+    ModelConfig& c = add(q_latent ? "deepseek_v3" : "deepseek_v3 without a latent of the queries",
+                         Family::kDeepseekV3);
+    c.qk_norm = false;
+    c.num_kv_heads = c.num_heads;
+    c.num_experts = 6;
+    c.num_shared_experts = q_latent ? 1 : 2;
+    c.first_dense_layers = q_latent ? 1 : 0;
+    c.intermediate_size = 2 * base.moe_intermediate_size + 16;
+    c.router = {ops::RouterScore::kSigmoid, 2, q_latent ? 3 : 1, q_latent ? 2 : 1, true, 2.5f};
+    c.latent = {48, q_latent ? 80 : 0, 32, 24, q_latent};
+    if (q_latent) continue;
+    c.rope_scaling.kind = RopeScaling::kYarn;
+    c.rope_scaling.factor = 4;
+    c.rope_scaling.original_positions = base.max_positions / 4;
+    c.rope_scaling.mscale = 0.7, c.rope_scaling.mscale_all_dim = 1.0;
+    c.rope_scaling.attention_factor =
+        (0.1 * 0.7 * std::log(4.0) + 1) / (0.1 * 1.0 * std::log(4.0) + 1);
   }
   {
     ModelConfig& c = add("olmoe, clipped, biases", Family::kOlmoe);

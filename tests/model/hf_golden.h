@@ -91,11 +91,19 @@ inline std::string golden_norm_name(std::string name) {
   return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
 }
 
-inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe"};
-// Options on small models (tools/golden/hf.py): dense layers, biases, bounds, tied embeddings,
-// stretched rotary embeddings, three of five experts, widths that are no multiples of 8 or 128.
-inline const char* const kGoldenOptions[] = {"qwen3",        "llama",           "llama_plain",
-                                             "qwen2",        "qwen3_moe_mixed", "qwen3_moe_step",
-                                             "mixtral_tied", "olmoe_clip"};
+inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe", "deepseek_v3"};
+// Options on small models (tools/golden/{hf,deepseek}.py): dense layers, biases, bounds, tied
+// embeddings, stretched rotary embeddings, three of five experts, widths that are no multiples of 8
+// or 128, latent attention without a latent of the queries or with halves.
+inline const char* const kGoldenOptions[] = {"qwen3",
+                                             "llama",
+                                             "llama_plain",
+                                             "qwen2",
+                                             "qwen3_moe_mixed",
+                                             "qwen3_moe_step",
+                                             "mixtral_tied",
+                                             "olmoe_clip",
+                                             "deepseek_v3_no_q_lora",
+                                             "deepseek_v3_halves"};
 
 }  // namespace lockstep::model

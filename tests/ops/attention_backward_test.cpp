@@ -17,8 +17,10 @@ struct Gradients {
 Gradients backward(const Context& ctx, const AttentionCase& x, const TensorView& d_out) {
   const AttentionResult f = forward(ctx, x);
   Gradients r(x);
-  attention_backward(ctx, x.q_THK, x.k_TJK, x.v_TJK, f.out_THK, f.lse2_TH, d_out, x.batch(),
-                     x.sizes.scale, r.d_q, r.d_k, r.d_v);
+  if (x.sizes.latent)  // nobody writes d_v
+    std::memset(r.d_v.view().data, 0, r.d_v.view().bytes());
+  attention_backward(ctx, x.q_THK, x.k_TJK, x.v(), f.out_THK, f.lse2_TH, d_out, x.batch(),
+                     x.sizes.scale, r.d_q, r.d_k, x.sizes.latent ? TensorView{} : r.d_v.view());
   for (const Poisoned* p : {&r.d_q, &r.d_k, &r.d_v})
     EXPECT_TRUE(p->guards_intact() && p->all_written());
   return r;
@@ -40,10 +42,12 @@ TEST(AttentionBackward, HasTheBitsOfTheContract) {
   Rng rng(1);
   tensor::Arena arena;
   const Context ctx = context(arena, tensor::best_isa());
-  const AttentionSizes grouped{4, 2, 16, 16, 0.25}, odd{3, 1, 20, 7, 0.2};
+  const AttentionSizes grouped{4, 2, 16, 16, 0.25}, odd{3, 1, 20, 7, 0.2},
+      latent{4, 2, 32, 21, 0.2, true};
   for (const auto& [n, lengths, deviation] :
        {std::tuple{grouped, std::vector<std::int64_t>{1, 2, 16, 31, 129}, 1.0},
         std::tuple{odd, std::vector<std::int64_t>{33, 150}, 1.0},
+        std::tuple{latent, std::vector<std::int64_t>{1, 2, 16, 31, 129}, 1.0},
         std::tuple{odd, std::vector<std::int64_t>{64}, 40.0}}) {
     const AttentionCase x = attention_case(rng, n, lengths, deviation);
     const Tensor d_out = output_gradient(rng, x);
@@ -55,8 +59,9 @@ TEST(AttentionBackward, HasTheBitsOfTheContract) {
       contract_backward(contract_sequence(x, s), row(f.out_THK).as<Bf16>(),
                         row(f.lse2_TH).as<float>(), row(d_out).as<Bf16>(),
                         row(expected.d_q).as<Bf16>(), row(expected.d_k).as<Bf16>(),
-                        row(expected.d_v).as<Bf16>());
+                        n.latent ? nullptr : row(expected.d_v).as<Bf16>());
     }
+    if (n.latent) std::memset(expected.d_v.view().data, 0, expected.d_v.view().bytes());
     EXPECT_TRUE(same(expected, got));
   }
 }
@@ -66,11 +71,18 @@ TEST(AttentionBackward, AgreesWithTheReference) {
   tensor::Arena arena;
   for (const double deviation : {0.1, 1.0, 5.0}) {
     const AttentionCase x =
-        attention_case(rng, {4, 2, 32, 16, 0.2}, {1, 2, 17, 127, 130}, deviation);
+        attention_case(rng, {4, 2, 32, 16, 0.2, deviation > 1}, {1, 2, 17, 127, 130}, deviation);
     const Tensor d_out = output_gradient(rng, x);
     const Gradients got = backward(context(arena, tensor::best_isa()), x, d_out);
     for (std::size_t s = 0; s < x.lengths.size(); ++s) {
-      const ReferenceBackward r = reference_backward(x, d_out, s);
+      ReferenceBackward r = reference_backward(x, d_out, s);
+      const AttentionSizes& n = x.sizes;
+      for (std::size_t i = 0; n.latent && i < r.d_v.size(); ++i) {
+        const auto width = static_cast<std::size_t>(n.Kv);
+        const std::size_t at = i / width * static_cast<std::size_t>(n.K) + i % width;
+        r.d_k[at] += r.d_v[i];  // both bounds hold a rounding; the sum has one
+        r.d_k_bound[at] += r.d_v_bound[i] + kBf16Unit * std::abs(r.d_k[at]);
+      }
       const auto check = [&](const TensorView& packed, const std::vector<double>& exact,
                              const std::vector<double>& bound, const char* name) {
         const auto v = sequence_values(x, packed, s);
@@ -80,7 +92,7 @@ TEST(AttentionBackward, AgreesWithTheReference) {
       };
       check(got.d_q, r.d_q, r.d_q_bound, "d_q");
       check(got.d_k, r.d_k, r.d_k_bound, "d_k");
-      check(got.d_v, r.d_v, r.d_v_bound, "d_v");
+      if (!n.latent) check(got.d_v, r.d_v, r.d_v_bound, "d_v");
     }
   }
 }
@@ -127,20 +139,23 @@ TEST(AttentionBackward, ReferenceAgreesWithCentralDifferences) {
 TEST(AttentionBackward, BitsDoNotDependOnThreadsInstructionSetOrNeighbours) {
   Rng rng(4);
   tensor::Arena arena;
-  const AttentionCase x = attention_case(rng, {6, 3, 24, 40, 0.2}, {3, 0, 64, 131, 17});
-  const Tensor d_out = output_gradient(rng, x);
-  const Gradients first = backward(context(arena, Isa::kPortable), x, d_out);
-  for (const Isa isa : supported_isas())
-    for (const int threads : {1, 2, 3})
-      EXPECT_TRUE(same(first, backward(context(arena, isa, threads), x, d_out)))
-          << tensor::isa_name(isa) << ' ' << threads;
-  const Context ctx = context(arena, tensor::best_isa());
-  for (std::size_t s = 0; s < x.lengths.size(); ++s) {
-    const auto rows = [&](const TensorView& t) { return t.rows(x.begin(s), x.lengths[s]); };
-    const Gradients alone = backward(ctx, only(x, s), rows(d_out));
-    EXPECT_TRUE(bytes_equal(alone.d_q, rows(first.d_q)));
-    EXPECT_TRUE(bytes_equal(alone.d_k, rows(first.d_k)));
-    EXPECT_TRUE(bytes_equal(alone.d_v, rows(first.d_v)));
+  for (const AttentionSizes& n :
+       {AttentionSizes{6, 3, 24, 40, 0.2}, AttentionSizes{6, 3, 24, 17, 0.2, true}}) {
+    const AttentionCase x = attention_case(rng, n, {3, 0, 64, 131, 17});
+    const Tensor d_out = output_gradient(rng, x);
+    const Gradients first = backward(context(arena, Isa::kPortable), x, d_out);
+    for (const Isa isa : supported_isas())
+      for (const int threads : {1, 2, 3})
+        EXPECT_TRUE(same(first, backward(context(arena, isa, threads), x, d_out)))
+            << tensor::isa_name(isa) << ' ' << threads;
+    const Context ctx = context(arena, tensor::best_isa());
+    for (std::size_t s = 0; s < x.lengths.size(); ++s) {
+      const auto rows = [&](const TensorView& t) { return t.rows(x.begin(s), x.lengths[s]); };
+      const Gradients alone = backward(ctx, only(x, s), rows(d_out));
+      EXPECT_TRUE(bytes_equal(alone.d_q, rows(first.d_q)));
+      EXPECT_TRUE(bytes_equal(alone.d_k, rows(first.d_k)));
+      EXPECT_TRUE(bytes_equal(alone.d_v, rows(first.d_v)));
+    }
   }
 }
 
@@ -168,6 +183,9 @@ TEST(AttentionBackward, RefusesPagesChunksAndMissingLse) {
   };
   const Tensor pages = int32_tensor({0, 1}), offsets = int32_tensor({0, 3, 7});
   EXPECT_NO_THROW(run(x.batch(), f.lse2_TH));
+  EXPECT_THROW(attention_backward(ctx, x.q_THK, x.k_TJK, {}, f.out_THK, f.lse2_TH, d_out, x.batch(),
+                                  x.sizes.scale, r.d_q, r.d_k, r.d_v),
+               base::ContractError);
   EXPECT_THROW(run(x.batch(), {}), base::ContractError);
   EXPECT_THROW(run({x.offsets_S1, x.lengths_S, pages.view().reshape({2, 1}), 4}, f.lse2_TH),
                base::ContractError);

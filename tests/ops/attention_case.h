@@ -14,6 +14,7 @@ namespace lockstep::ops::test {
 struct AttentionSizes {
   std::int64_t H = 4, J = 2, K = 16, Kv = 16;
   double scale = 0.25;
+  bool latent = false;  // a key's value is the first Kv columns of its row
 };
 
 // Whole sequences packed one behind the other, with all their queries: the training form.
@@ -25,6 +26,13 @@ struct AttentionCase {
   std::int64_t T() const { return q_THK.view().dim(0); }
   std::int64_t begin(std::size_t s) const { return offsets_S1.as<std::int32_t>()[s]; }
   AttentionBatch batch() const { return {offsets_S1, lengths_S, {}, 0}; }
+  // What the op gets for v: v_TJK repeats the keys' columns where the case is latent.
+  TensorView v() const { return sizes.latent ? TensorView{} : v_TJK.view(); }
+  void repeat_keys() const {
+    for (std::int64_t i = 0; sizes.latent && i < T() * sizes.J; ++i)
+      std::memcpy(v_TJK.as<Bf16>() + i * sizes.Kv, k_TJK.as<Bf16>() + i * sizes.K,
+                  static_cast<std::size_t>(sizes.Kv) * sizeof(Bf16));
+  }
 };
 
 inline AttentionCase attention_case(Rng& rng, const AttentionSizes& n,
@@ -44,6 +52,7 @@ inline AttentionCase attention_case(Rng& rng, const AttentionSizes& n,
   out.v_TJK = random_normal(rng, DType::kBf16, {T, n.J, n.Kv});
   out.offsets_S1 = int32_tensor(offsets);
   out.lengths_S = int32_tensor(kv_lengths);
+  out.repeat_keys();
   return out;
 }
 
@@ -69,7 +78,7 @@ struct AttentionResult {
 
 inline AttentionResult forward(const Context& ctx, const AttentionCase& x) {
   AttentionResult r(x);
-  attention(ctx, x.q_THK, x.k_TJK, x.v_TJK, x.batch(), x.sizes.scale, r.out_THK, r.lse2_TH);
+  attention(ctx, x.q_THK, x.k_TJK, x.v(), x.batch(), x.sizes.scale, r.out_THK, r.lse2_TH);
   EXPECT_TRUE(r.out_THK.guards_intact() && r.lse2_TH.guards_intact());
   EXPECT_TRUE(r.out_THK.all_written() && r.lse2_TH.all_written());
   return r;
@@ -169,7 +178,10 @@ inline AttentionResult forward_served(const Context& ctx, const AttentionCase& x
         std::memcpy(to.rows(rows[static_cast<std::size_t>(t)], 1).data, row.data, row.bytes());
       }
     };
-    write_kv(ctx, pick(x.k_TJK), pick(x.v_TJK), int32_tensor(slots), k_cache, v_cache);
+    if (n.latent)
+      write_kv(ctx, pick(x.k_TJK), {}, int32_tensor(slots), k_cache, {});
+    else
+      write_kv(ctx, pick(x.k_TJK), pick(x.v_TJK), int32_tensor(slots), k_cache, v_cache);
     if (first_step) {
       first_step = false;
       continue;
@@ -181,7 +193,8 @@ inline AttentionResult forward_served(const Context& ctx, const AttentionCase& x
         pages_flat.view().reshape({static_cast<std::int64_t>(kv_lengths.size()), longest}),
         page_size};
     Poisoned out(DType::kBf16, {T, n.H, n.Kv}), lse2(DType::kFp32, {T, n.H});
-    attention(ctx, pick(x.q_THK), k_cache, v_cache, batch, n.scale, out, lse2);
+    attention(ctx, pick(x.q_THK), k_cache, n.latent ? TensorView{} : v_cache.view(), batch, n.scale,
+              out, lse2);
     EXPECT_TRUE(out.guards_intact() && lse2.guards_intact());
     put_back(out, result.out_THK);
     put_back(lse2, result.lse2_TH);

@@ -98,7 +98,8 @@ inline float contract_forward(const ContractSequence& seq, std::int64_t t, std::
   return numerics::fma(M, c, numerics::log(L) * numerics::kLog2e);
 }
 
-// The backward of one sequence; out [L, H, Kv] and lse2 [L, H] as the forward wrote them.
+// The backward of one sequence; out [L, H, Kv] and lse2 [L, H] as the forward wrote them. d_v null:
+// values lie in the keys, whose gradient goes to d_k.
 inline void contract_backward(const ContractSequence& seq, const Bf16* out, const float* lse2,
                               const Bf16* d_out, Bf16* d_q, Bf16* d_k, Bf16* d_v) {
   const std::int64_t L = seq.L, H = seq.H, K = seq.K, Kv = seq.Kv;
@@ -155,12 +156,14 @@ inline void contract_backward(const ContractSequence& seq, const Bf16* out, cons
                 L, 0.0f, [&](std::int64_t t) { return ds[at(t, i)]; },
                 [&](std::int64_t t) { return seq.q_at(t, h, d); }));
       if (in_group != H / seq.J - 1) continue;
-      for (std::int64_t d = 0; d < Kv; ++d)
+      for (std::int64_t d = 0; d < Kv && d_v != nullptr; ++d)
         d_v[(i * seq.J + j) * Kv + d] =
             numerics::to_bf16(v_sum[static_cast<std::size_t>(i * Kv + d)]);
-      for (std::int64_t d = 0; d < K; ++d)
-        d_k[(i * seq.J + j) * K + d] =
-            numerics::to_bf16(k_sum[static_cast<std::size_t>(i * K + d)] * scale);
+      for (std::int64_t d = 0; d < K; ++d) {
+        float total = k_sum[static_cast<std::size_t>(i * K + d)] * scale;
+        if (d_v == nullptr && d < Kv) total = total + v_sum[static_cast<std::size_t>(i * Kv + d)];
+        d_k[(i * seq.J + j) * K + d] = numerics::to_bf16(total);
+      }
     }
   }
 }

@@ -29,8 +29,9 @@ void expect_contract(const AttentionCase& x, const AttentionResult& r, std::int6
 TEST(Attention, HasTheBitsOfTheContract) {
   Rng rng(1);
   tensor::Arena arena;
-  const AttentionSizes all_sizes[] = {
-      {2, 1, 16, 16, 0.25}, {3, 3, 20, 7, 0.2}, {8, 2, 64, 32, 0.125}, {40, 1, 16, 17, 0.3}};
+  const AttentionSizes all_sizes[] = {{2, 1, 16, 16, 0.25},      {3, 3, 20, 7, 0.2},
+                                      {8, 2, 64, 32, 0.125},     {40, 1, 16, 17, 0.3},
+                                      {5, 1, 48, 32, 0.2, true}, {4, 2, 21, 13, 0.2, true}};
   for (const AttentionSizes& n : all_sizes) {
     const AttentionCase x = attention_case(rng, n, kLengths);
     const AttentionResult r = forward(context(arena, tensor::best_isa()), x);
@@ -77,7 +78,8 @@ TEST(Attention, AgreesWithTheReference) {
   Rng rng(3);
   tensor::Arena arena;
   for (const double deviation : {0.1, 1.0, 5.0}) {
-    const AttentionCase x = attention_case(rng, {4, 2, 32, 16, 0.2}, kLengths, deviation);
+    const AttentionCase x =
+        attention_case(rng, {4, 2, 32, 16, 0.2, deviation > 1}, kLengths, deviation);
     const AttentionResult r = forward(context(arena, tensor::best_isa()), x);
     for (std::size_t s = 0; s < x.lengths.size(); ++s) {
       const ReferenceForward ref = reference_forward(x, s);
@@ -98,20 +100,24 @@ TEST(Attention, BitsDoNotDependOnChunksPagesOrNeighbours) {
   Rng rng(4);
   tensor::Arena arena;
   const Context ctx = context(arena, tensor::best_isa());
-  const AttentionCase x = attention_case(rng, {4, 2, 16, 16, 0.25}, kLengths);
-  const AttentionResult whole = forward(ctx, x);
-  for (std::size_t s = 0; s < x.lengths.size(); ++s) {
-    const AttentionResult alone = forward(ctx, only(x, s));
-    EXPECT_TRUE(bytes_equal(alone.out_THK, whole.out_THK.view().rows(x.begin(s), x.lengths[s])));
-    EXPECT_TRUE(bytes_equal(alone.lse2_TH, whole.lse2_TH.view().rows(x.begin(s), x.lengths[s])));
-  }
-  for (const std::int64_t page_size : {1, 16, 37, 512})
+  for (const AttentionSizes& n :
+       {AttentionSizes{4, 2, 16, 16, 0.25}, AttentionSizes{4, 1, 24, 16, 0.25, true}}) {
+    const AttentionCase x = attention_case(rng, n, kLengths);
+    const AttentionResult whole = forward(ctx, x);
+    for (std::size_t s = 0; s < x.lengths.size(); ++s) {
+      const AttentionResult alone = forward(ctx, only(x, s));
+      EXPECT_TRUE(bytes_equal(alone.out_THK, whole.out_THK.view().rows(x.begin(s), x.lengths[s])));
+      EXPECT_TRUE(bytes_equal(alone.lse2_TH, whole.lse2_TH.view().rows(x.begin(s), x.lengths[s])));
+    }
+    for (const std::int64_t page_size : {1, 16, 37, 512})
+      EXPECT_TRUE(
+          same(whole, forward_served(
+                          ctx, x, page_size, [&] { return uniform_int(rng, 1, 150); }, rng)));
     EXPECT_TRUE(same(whole, forward_served(
-                                ctx, x, page_size, [&] { return uniform_int(rng, 1, 150); }, rng)));
-  EXPECT_TRUE(same(whole, forward_served(
-                              ctx, x, 16, [] { return 1; }, rng)));
-  EXPECT_TRUE(same(whole, forward_served(
-                              ctx, x, 16, [] { return 300; }, rng)));
+                                ctx, x, 16, [] { return 1; }, rng)));
+    EXPECT_TRUE(same(whole, forward_served(
+                                ctx, x, 16, [] { return 300; }, rng)));
+  }
 }
 
 TEST(Attention, BitsDoNotDependOnChunksAcrossSplits) {
@@ -160,7 +166,7 @@ TEST(Attention, LaterPositionsNeverLeakIntoEarlierOnes) {
   tensor::Arena arena;
   const Context ctx = context(arena, tensor::best_isa());
   for (const std::int64_t from : {1, 5, 100, 128, 133}) {
-    AttentionCase x = attention_case(rng, {4, 2, 16, 16, 0.25}, {140});
+    AttentionCase x = attention_case(rng, {4, 2, 16, 16, 0.25, from % 2 == 1}, {140});
     const AttentionResult clean = forward(ctx, x);
     for (std::int64_t i = from * 2 * 16; i < 140 * 2 * 16; ++i) {
       set_value(x.k_TJK, i, i % 2 == 0 ? NAN : INFINITY);
@@ -219,6 +225,9 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   EXPECT_THROW(paged({0, 1, -1, 1}, 4), ContractError);  // negative page
   EXPECT_THROW(paged({2, 1, 0, 1}, 4), ContractError);   // page past the cache
   EXPECT_THROW(paged({0, 1, 0, 1}, 0), ContractError);
+  const Tensor wide = empty(DType::kBf16, {9, 4, 32});  // wider than the keys that hold the values
+  EXPECT_THROW(attention(ctx, x.q_THK, x.k_TJK, {}, good, 1.0, wide, r.lse2_TH), ContractError);
+  EXPECT_NO_THROW(attention(ctx, x.q_THK, x.k_TJK, {}, good, 1.0, r.out_THK, r.lse2_TH));
 }
 
 TEST(WriteKv, CopiesRowsToTheirSlots) {
@@ -247,6 +256,11 @@ TEST(WriteKv, CopiesRowsToTheirSlots) {
   }
   EXPECT_TRUE(k_cache.guards_intact() && v_cache.guards_intact());
   write_kv(ctx, k.view().rows(0, 0), v.view().rows(0, 0), int32_tensor({}), k_cache, v_cache);
+  const Poisoned alone(DType::kBf16, {6, 2, 5});
+  EXPECT_THROW(write_kv(ctx, k, {}, int32_tensor(slots), alone, v_cache), base::ContractError);
+  EXPECT_THROW(write_kv(ctx, k, v, int32_tensor(slots), alone, {}), base::ContractError);
+  write_kv(ctx, k, {}, int32_tensor(slots), alone, {});
+  EXPECT_TRUE(bytes_equal(alone, k_cache) && alone.guards_intact());
 }
 
 }  // namespace

@@ -57,7 +57,8 @@ std::int64_t lay_out(const AttentionArgs& args, std::byte* memory, Scratch* scra
   scratch->o = carve.take<float>(rows * args.value_width);
   scratch->merged = carve.take<float>(rows * args.value_width);
   scratch->k = carve.take<Bf16>(args.pages == nullptr ? 0 : kBlock * args.width);
-  scratch->v = carve.take<Bf16>(args.pages == nullptr ? 0 : kBlock * args.value_width);
+  scratch->v = carve.take<Bf16>(
+      args.pages == nullptr || args.values_in_keys ? 0 : kBlock * args.value_width);
   scratch->row = carve.take<Row>(rows);
   return carve.used;
 }
@@ -85,7 +86,7 @@ bool values_finite(const AttentionArgs& args, std::int64_t s, std::int64_t j, st
   const std::int64_t width = args.value_width;
   unsigned found = 0;
   for (std::int64_t i = first; i < end; ++i) {
-    const Bf16* v = args.v + (key_row(args, s, i) * args.kv_heads + j) * width;
+    const Bf16* v = args.v + (key_row(args, s, i) * args.kv_heads + j) * args.value_row;
     for (std::int64_t d = 0; d < width; ++d) found |= (v[d].bits & 0x7F80) == 0x7F80 ? 1u : 0u;
   }
   return found == 0;
@@ -179,10 +180,11 @@ void run_tile(const AttentionArgs& args, const Scratch& scratch, std::int64_t s,
       const std::int64_t keys = end - b < kBlock ? end - b : kBlock;
       const std::int64_t skipped = b > position ? b - position : 0;
       const std::int64_t r0 = skipped * group;
-      add_block(args, block_rows(args, args.k, K, s, j, b, keys, scratch.k),
-                block_rows(args, args.v, Kv, s, j, b, keys, scratch.v), keys,
-                position + skipped - b + 1, rows - r0, c, scratch.q + r0 * K, scratch, o + r0 * Kv,
-                scratch.row + r0);
+      const StridedBf16 k = block_rows(args, args.k, K, s, j, b, keys, scratch.k);
+      add_block(args, k,
+                args.values_in_keys ? k : block_rows(args, args.v, Kv, s, j, b, keys, scratch.v),
+                keys, position + skipped - b + 1, rows - r0, c, scratch.q + r0 * K, scratch,
+                o + r0 * Kv, scratch.row + r0);
     }
     end_split(split == 0, rows - in_split, Kv, c, o + in_split * Kv, scratch.merged + in_split * Kv,
               scratch.row + in_split);

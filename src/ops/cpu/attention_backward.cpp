@@ -92,11 +92,11 @@ void run_tile(const AttentionArgs& args, const Scratch& scratch, std::int64_t s,
   for (std::int64_t b = 0; b < first + count; b += kBlock) {
     const std::int64_t keys = first + count - b < kBlock ? first + count - b : kBlock;
     const Bf16* k = args.k + ((begin + b) * J + j) * K;
-    const Bf16* v = args.v + ((begin + b) * J + j) * Kv;
+    const Bf16* v = args.v + ((begin + b) * J + j) * args.value_row;
     clear(scratch.s, count * kBlock);
     clear(scratch.dp, count * kBlock);
     bf16_chain({q, H * K, 1}, {k, J * K, 1}, scratch.s, kBlock, count, keys, K);
-    bf16_chain({d_out, H * Kv, 1}, {v, J * Kv, 1}, scratch.dp, kBlock, count, keys, Kv);
+    bf16_chain({d_out, H * Kv, 1}, {v, J * args.value_row, 1}, scratch.dp, kBlock, count, keys, Kv);
     for (std::int64_t r = 0; r < count; ++r) {
       const std::int64_t seen = first + r - b + 1;
       row_gradient(scratch.s + r * kBlock, scratch.dp + r * kBlock, seen < keys ? seen : keys, keys,
@@ -134,10 +134,14 @@ void run_kv_head(const AttentionArgs& args, const Scratch& scratch, std::int64_t
   }
   for (std::int64_t i = 0; i < length; ++i) {
     const std::int64_t place = (begin + i) * J + j;
-    for (std::int64_t d = 0; d < K; ++d)
-      args.d_k[place * K + d] = numerics::to_bf16(scratch.d_k[i * K + d] * scale);
-    for (std::int64_t d = 0; d < Kv; ++d)
-      args.d_v[place * Kv + d] = numerics::to_bf16(scratch.d_v[i * Kv + d]);
+    const float *d_k = scratch.d_k + i * K, *d_v = scratch.d_v + i * Kv;
+    const std::int64_t shared = args.values_in_keys ? Kv : 0;  // columns with both gradients
+    for (std::int64_t d = 0; d < shared; ++d)
+      args.d_k[place * K + d] = numerics::to_bf16(d_k[d] * scale + d_v[d]);
+    for (std::int64_t d = shared; d < K; ++d)
+      args.d_k[place * K + d] = numerics::to_bf16(d_k[d] * scale);
+    for (std::int64_t d = 0; d < Kv && !args.values_in_keys; ++d)
+      args.d_v[place * Kv + d] = numerics::to_bf16(d_v[d]);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_latent.h"
 #include "ops/cuda/attention_launch.h"
 #include "ops/cuda/attention_pages.cuh"
 #include "ops/cuda/attention_stream.cuh"
@@ -122,6 +123,7 @@ void launch(const Context& ctx, const AttentionArgs& a, float c) {
 }  // namespace
 
 void attention(const Context& ctx, const AttentionArgs& a) {
+  if (a.values_in_keys) return attention_latent(ctx, a);
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
   LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
                  "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",
@@ -179,7 +181,7 @@ void write_kv(const Context& ctx, const TensorView& k_TJK, const TensorView& v_T
               const TensorView& v_cache_RJK) {
   if (slots_T.dim(0) == 0) return;
   write_rows(ctx, k_TJK, slots_T, k_cache_RJK);
-  write_rows(ctx, v_TJK, slots_T, v_cache_RJK);
+  if (v_TJK) write_rows(ctx, v_TJK, slots_T, v_cache_RJK);
 }
 
 }  // namespace lockstep::ops::cuda

@@ -4,6 +4,7 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_backward_stream.cuh"
 #include "ops/cuda/attention_backward_tile.cuh"
+#include "ops/cuda/attention_latent.h"
 #include "ops/cuda/attention_launch.h"
 
 namespace lockstep::ops::cuda {
@@ -84,6 +85,8 @@ void launch_streams(const Context& ctx, const AttentionArgs& a, float c) {
 }  // namespace
 
 void attention_backward(const Context& ctx, const AttentionArgs& a) {
+  if (a.values_in_keys) return attention_latent_backward(ctx, a);
+  LOCKSTEP_CHECK(!a.values_in_keys, "attention with values in keys: not on a GPU yet");
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
   LOCKSTEP_CHECK(a.sequences <= 65535 && a.heads <= 65535,
                  "attention: {} sequences and {} heads, a GPU's grid takes 65535 of each",

@@ -6,6 +6,7 @@
 #include "ops/cuda/gemm_plain.h"
 #include "ops/cuda/gemm_wgrad.cuh"
 #include "ops/cuda/gemm_wgrad.h"
+#include "ops/cuda/head_gemm.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/tensor_map.h"
 
@@ -43,7 +44,8 @@ template <bool kAccumulate>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     bf16_wgrad_kernel(const __grid_constant__ CUtensorMap dy_map,
                       const __grid_constant__ CUtensorMap x_map,
-                      const __grid_constant__ CUtensorMap d_map, const WeightGradient x) {
+                      const __grid_constant__ CUtensorMap d_map, const WeightGradient x,
+                      const bool heads) {
   extern __shared__ unsigned char shared[];
   const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
@@ -69,11 +71,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       for (int row = first; row < last; row += kDepth, at.advance()) {
         const std::uint32_t barrier = ring.start_fill(at, Tile::kStageBytes), to = ring.stage(at);
         for (int slab = 0; slab < Tile::kSlabs; ++slab)
-          tma_load_2d(to + static_cast<std::uint32_t>(slab * kSlab),
+          tma_load_3d(to + static_cast<std::uint32_t>(slab * kSlab),
                       slab < Tile::kWarpgroups ? &dy_map : &x_map, barrier,
                       slab < Tile::kWarpgroups ? place.row + slab * 64
                                                : place.column + (slab - Tile::kWarpgroups) * 64,
-                      row);
+                      heads ? place.expert : 0, row);
       }
     }
     return;
@@ -133,19 +135,24 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (first_tile < tiles) give_results<kAccumulate>(boxes, parity, done);
 }
 
-template <bool kAccumulate>
-void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-            const WeightGradient& x) {
-  const auto map = [&](const TensorView& t, std::int64_t columns) {
-    return tensor_map(t.data, DType::kBf16, {{columns, 2, 64}, {x.M, columns * 2, kDepth}},
-                      CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
-  };
-  const auto kernel = bf16_wgrad_kernel<kAccumulate>;
+void launch(const Context& ctx, const CUtensorMap& dy_map, const CUtensorMap& x_map,
+            const CUtensorMap& d_map, const WeightGradient& x, bool accumulate, bool heads) {
+  const auto kernel = accumulate ? bf16_wgrad_kernel<true> : bf16_wgrad_kernel<false>;
   allow_shared_memory(kernel, Tile::kAllShared);
   const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
-  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
-      map(dy_MN, x.N), map(x_MK, x.K), wgrad_output_map(x), x);
+  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(dy_map, x_map, d_map, x,
+                                                                       heads);
   LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
+}
+
+// [rows, pieces, columns], boxes of 64 columns of one piece.
+CUtensorMap operand_map(const Bf16* data, std::int64_t columns, std::int64_t pieces,
+                        std::int64_t piece_stride, std::int64_t rows, std::int64_t row_stride) {
+  return tensor_map(data, DType::kBf16,
+                    {{columns, 2, 64},
+                     {pieces, piece_stride * 2, 1},
+                     {std::max<std::int64_t>(rows, 1), row_stride * 2, kDepth}},
+                    CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
 }
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
@@ -169,7 +176,35 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
                          static_cast<int>(M),
                          static_cast<int>(N),
                          static_cast<int>(K)};
-  accumulate ? launch<true>(ctx, dy_MN, x_MK, x) : launch<false>(ctx, dy_MN, x_MK, x);
+  launch(ctx, operand_map(dy_MN.as<Bf16>(), N, 1, N, M, N),
+         operand_map(x_MK.as<Bf16>(), K, 1, K, M, K), wgrad_output_map(x), x, accumulate, false);
+}
+
+void head_weight_gradient(const Context& ctx, const Columns& y, const Columns& x, bool accumulate,
+                          const HeadRows& d) {
+  const std::int64_t T = y.slab_TN.dim(0), H = d.w_HNL.dim(0), R = d.w_HNL.dim(1), N = d.rows,
+                     L = d.w_HNL.dim(2);
+  if (H == 0 || N == 0 || L == 0) return;
+  require_chunks(y, "head_weight_gradient: y");
+  require_chunks(x, "head_weight_gradient: x");
+  LOCKSTEP_CHECK(N % 8 == 0 && L % 8 == 0, "head_weight_gradient: rows {} and width {}", N, L);
+  float* to = d.w_HNL.as<float>() + d.row * L;
+  const WeightGradient all{nullptr,
+                           nullptr,
+                           to,
+                           static_cast<int>(H),
+                           static_cast<int>(T),
+                           static_cast<int>(N),
+                           static_cast<int>(L)};
+  const auto map = [&](const Columns& z, std::int64_t width) {
+    return operand_map(z.slab_TN.as<Bf16>() + z.column, width, H, H > 1 ? z.stride : width, T,
+                       z.slab_TN.dim(1));
+  };
+  const CUtensorMap d_map =
+      tensor_map(to, DType::kFp32,
+                 {{L, 4, kStoreBoxColumns<float>}, {N, L * 4, kStoreBoxRows}, {H, R * L * 4, 1}},
+                 CU_TENSOR_MAP_SWIZZLE_128B, "head_weight_gradient: d");
+  launch(ctx, map(y, N), map(x, L), d_map, all, accumulate, true);
 }
 
 }  // namespace lockstep::ops::cuda

@@ -1,0 +1,88 @@
+// What the kernels of latent attention share (values are the first columns of the key rows, ADR
+// 0008): how a batch becomes items of 64 rows, and how key blocks come to shared memory in panels
+// of 64 columns.
+#pragma once
+
+#include "ops/cuda/attention_panels.cuh"
+#include "ops/cuda/gemm_ring.cuh"
+
+namespace lockstep::ops::cuda {
+
+inline constexpr int kLatentRows = 64;   // rows of a tile: query heads of one token and KV head
+inline constexpr int kLatentPanels = 9;  // of 64 columns: key widths up to 576
+inline constexpr int kKeyPanelBytes = kBlock * 128;
+inline constexpr int kRowPanelBytes = kLatentRows * 128;
+inline constexpr int kLatentThreads = 384;    // two warpgroups that multiply, one that loads
+inline constexpr int kLoadRows = kBlock / 4;  // of a block, each warp that loads
+
+// Sizes that the launch fixes. `piece`: rows that lie side by side in the cache, a box of the map;
+// below 8 the copy engine cannot bring them.
+struct LatentShape {
+  int head_tiles, panels, piece;
+  std::int64_t tiles;  // of all sequences, as if each had the most queries
+};
+
+// One token's query heads [head, head + rows) of KV head j, which see the keys [0, end).
+struct LatentTile {
+  Sequence seq;
+  int s = 0, j = 0, head = 0, rows = 0, end = 0;
+  std::int64_t token = 0;
+
+  // Tiles of the last tokens come first: they have the most keys. False: nobody's.
+  __device__ bool locate(const AttentionArgs& a, const LatentShape& n, std::int64_t tile) {
+    const int group = static_cast<int>(a.heads / a.kv_heads);
+    const int head_tile = static_cast<int>(tile % n.head_tiles);
+    tile /= n.head_tiles;
+    j = static_cast<int>(tile % a.kv_heads);
+    tile /= a.kv_heads;
+    s = static_cast<int>(tile % a.sequences);
+    seq = Sequence(a, s);
+    const auto behind = static_cast<int>(tile / a.sequences);  // tokens behind this one
+    if (behind >= seq.queries) return false;
+    token = seq.begin + seq.queries - 1 - behind;
+    end = seq.keys - behind;
+    head = j * group + head_tile * kLatentRows;
+    rows = min(kLatentRows, group - head_tile * kLatentRows);
+    return true;
+  }
+};
+
+// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence: its 32
+// rows. `whole`: all of them are there and may come by the copy engine; else copies of 16 bytes,
+// zeros from `end` on, and finish_copies() before the barrier is told.
+__device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& seq, int s, int j,
+                                      int end, int first, int panel, std::uint32_t to, int warp,
+                                      int piece, bool whole, const CUtensorMap* map,
+                                      std::uint32_t full) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::uint32_t mine = to + static_cast<std::uint32_t>(warp * kLoadRows * 128);
+  if (whole) {
+    if (lane == 0) mbarrier_arrive_expect(full, kLoadRows * 128);
+    __syncwarp();
+    const int at = lane * piece;
+    if (at < kLoadRows) {
+      const int row = key_row(a, seq, s, first + warp * kLoadRows + at, end);
+      tma_load_3d(mine + static_cast<std::uint32_t>(at * 128), map, full, panel * 64, j,
+                  row < 0 ? -kBlock : row);
+    }
+    return;
+  }
+  const int chunk = lane % 8, column = panel * 64 + chunk * 8;
+#pragma unroll 4
+  for (int r = lane / 8; r < kLoadRows; r += 4) {
+    const int row = key_row(a, seq, s, first + warp * kLoadRows + r, end);
+    const bool present = row >= 0 && column < a.width;
+    copy_async(panel_at<kKeyPanelBytes>(mine, r, chunk),
+               a.k + (present ? (std::int64_t{row} * a.kv_heads + j) * a.width + column : 0),
+               present);
+  }
+}
+
+// [rows, columns] of 16 bits as the left operand of m64k16 steps: the address of what this lane
+// loads or stores of 16 columns, for load_matrix_x4 and store_matrix_x4. Panels of 64 columns.
+__device__ inline std::uint32_t operand_at(std::uint32_t base, int warp, int lane, int step) {
+  return panel_at<kRowPanelBytes>(base + static_cast<std::uint32_t>(warp * 16 * 128), lane % 16,
+                                  step * 2 + lane / 16);
+}
+
+}  // namespace lockstep::ops::cuda
