@@ -76,13 +76,14 @@ class StageRing {
     release(at.stage == 0 ? kStages - 1 : at.stage - 1);
   }
 
- private:
   __device__ std::uint32_t full(int stage) const {
     return barriers_ + static_cast<std::uint32_t>(8 * stage);
   }
   __device__ std::uint32_t empty(int stage) const {
     return barriers_ + static_cast<std::uint32_t>(8 * (kStages + stage));
   }
+
+ private:
   std::uint32_t stages_, barriers_;
 };
 

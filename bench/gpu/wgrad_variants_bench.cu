@@ -1,0 +1,305 @@
+// Weight gradients of expert GEMMs (E experts, rows routed by a Dirichlet(4) draw), FP8 and BF16,
+// written and accumulated in FP32, with cuBLASLt (one product an expert) beside them. TFLOPS on
+// true rows.
+//   gpu_wgrad_bench [path of libcublasLt]
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "gpu_bench.h"
+#include "ops/gemm.h"
+#include "ops/cuda/gemm_wgrad_wide.cuh"
+#include "random_fill.cuh"
+#include "tensor/device.h"
+
+namespace lockstep::bench {
+namespace {
+
+using numerics::Bf16;
+using tensor::Context;
+using tensor::Device;
+using tensor::DType;
+using tensor::Tensor;
+using tensor::TensorView;
+
+struct Shape {
+  const char* name;
+  std::int64_t E, rows, N, K;
+};
+
+struct Case {
+  Shape s;
+  std::vector<std::int32_t> offsets, padded;
+  Tensor offsets_E1, padded_E1, d_ENK;
+};
+
+Case make_case(const Context& ctx, const Shape& s) {
+  std::mt19937 rng(7);
+  std::gamma_distribution<double> gamma(4.0);
+  std::vector<double> share(static_cast<std::size_t>(s.E));
+  double sum = 0;
+  for (double& x : share) sum += x = gamma(rng);
+  Case c{s, {0}, {0}, {}, {}, {}};
+  double reached = 0;
+  for (const double x : share) {
+    reached += x / sum;
+    const auto next =
+        static_cast<std::int32_t>(std::llround(reached * static_cast<double>(s.rows)));
+    const std::int32_t rows = next - c.offsets.back();
+    c.offsets.push_back(next);
+    c.padded.push_back(c.padded.back() + (rows + 127) / 128 * 128);
+  }
+  const auto on_gpu = [&](const std::vector<std::int32_t>& v) {
+    Tensor host(Device::kCpu, DType::kInt32, {static_cast<std::int64_t>(v.size())});
+    std::memcpy(host.view().data, v.data(), v.size() * 4);
+    Tensor t(Device::kCuda, DType::kInt32, host.view().shape);
+    tensor::copy(ctx, host, t);
+    return t;
+  };
+  c.offsets_E1 = on_gpu(c.offsets);
+  c.padded_E1 = on_gpu(c.padded);
+  c.d_ENK = Tensor(Device::kCuda, DType::kFp32, {s.E, s.N, s.K});
+  return c;
+}
+
+// Samples of d against the product in double; prints and returns the relative error of their norm.
+struct Probe {
+  const void *dy, *x;
+  const float *sdy, *sx, *d;
+  const std::int32_t *offsets, *padded;
+  std::int64_t E, N, K, R;
+  bool fp8;
+};
+constexpr int kProbes = 256;
+__global__ void probe_kernel(const Probe p, double* error) {
+  const std::uint32_t r = mix(blockIdx.x * 3 + 1);
+  const std::int64_t e = r % p.E, n = mix(r) % p.N, k = mix(r + 5) % p.K;
+  double sum = 0;
+  const std::int64_t rows = p.offsets[e + 1] - p.offsets[e];
+  for (std::int64_t m = threadIdx.x; m < rows; m += blockDim.x) {
+    if (p.fp8) {
+      const std::int64_t at = p.padded[e] + m;
+      const auto code = [&](const void* codes, std::int64_t c) {
+        return numerics::e4m3_to_float(static_cast<const std::uint8_t*>(codes)[c * p.R + at]);
+      };
+      sum += static_cast<double>(code(p.dy, n)) * code(p.x, k) * p.sdy[at / 128 * p.N + n] *
+             p.sx[at / 128 * p.K + k];
+    } else {
+      const std::int64_t at = p.offsets[e] + m;
+      sum += static_cast<double>(numerics::to_float(static_cast<const Bf16*>(p.dy)[at * p.N + n])) *
+             numerics::to_float(static_cast<const Bf16*>(p.x)[at * p.K + k]);
+    }
+  }
+  atomicAdd(&error[2 * blockIdx.x], sum);
+  if (threadIdx.x == 0) error[2 * blockIdx.x + 1] = p.d[(e * p.N + n) * p.K + k];
+}
+double probe_error(const Context& ctx, const Probe& p) {
+  Tensor sums(Device::kCuda, DType::kFp64, {kProbes, 2});
+  probe_kernel<<<kProbes, 256, 0, tensor::stream_of(ctx)>>>(p, sums.as<double>());
+  LOCKSTEP_CUDA_LAUNCHED("probe");
+  const Tensor host = tensor::to_host(sums);
+  double difference = 0, size = 0;
+  for (int i = 0; i < kProbes; ++i) {
+    const double* v = host.as<double>() + 2 * i;
+    difference += (v[0] - v[1]) * (v[0] - v[1]);
+    size += v[0] * v[0];
+  }
+  return std::sqrt(difference / size);
+}
+
+void print(const Case& c, const std::string& what, const Timing& t, double error) {
+  const double flops = 2.0 * static_cast<double>(c.s.rows * c.s.N * c.s.K);
+  std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f)", c.s.name, what.c_str(),
+              t.median * 1e3, flops / t.median * 1e-12, flops / t.p90 * 1e-12,
+              flops / t.p10 * 1e-12);
+  if (error >= 0) std::printf("  error %.1e", error);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+__global__ void differ_kernel(const std::uint32_t* a, const std::uint32_t* b, std::int64_t n,
+                              unsigned long long* out) {
+  unsigned long long count = 0;
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < n;
+       i += std::int64_t{gridDim.x} * blockDim.x)
+    if (a[i] != b[i]) {
+      ++count;
+      atomicMin(out + 1, static_cast<unsigned long long>(i));
+    }
+  if (count) atomicAdd(out, count);
+}
+struct Bench {
+  const Context& ctx;
+  const Case& c;
+  const ops::Fp8Columns &dy, &x;
+  const ops::cuda::WeightGradient& g;
+  const Tensor& expected_E;
+  int samples;
+};
+template <int kV, bool kAccumulate>
+void one(const Bench& b, const char* name, bool check = true) {
+  using ops::cuda::Fp8Type;
+  const cudaStream_t s = tensor::stream_of(b.ctx);
+  const Tensor cycles(Device::kCuda, DType::kInt64, {3});
+  auto* p = reinterpret_cast<long long*>(cycles.view().data);
+  const auto run = [&](int) {
+    ops::cuda::launch_wide<Fp8Type::kE4m3, Fp8Type::kE4m3, kAccumulate, kV>(b.ctx, b.dy, b.x, b.g, p);
+  };
+  long long h[3] = {0, 0, -1};
+  tensor::check_cuda(cudaMemcpyAsync(p, h, 24, cudaMemcpyHostToDevice, s), "copy");
+  if (check) {
+    fill_normal(b.ctx, b.c.d_ENK.as<float>(), b.c.s.E * b.c.s.N * b.c.s.K, 77);
+    run(0);
+    tensor::check_cuda(cudaStreamSynchronize(s), name);
+    differ_kernel<<<1024, 256, 0, s>>>(static_cast<const std::uint32_t*>(b.expected_E.view().data),
+                                       static_cast<const std::uint32_t*>(b.c.d_ENK.view().data), b.c.s.E * b.c.s.N * b.c.s.K,
+                                       reinterpret_cast<unsigned long long*>(p + 1));
+  }
+  const Timing t = time_kernel(b.ctx, run, b.samples, 2);
+  tensor::check_cuda(cudaMemcpyAsync(h, p, 24, cudaMemcpyDeviceToHost, s), "copy");
+  tensor::check_cuda(cudaStreamSynchronize(s), name);
+  const double flops = 2.0 * static_cast<double>(b.c.s.rows * b.c.s.N * b.c.s.K);
+  std::printf("%-18s %-34s %s %7.3f ms %6.0f TFLOPS (best %.0f) %6.2f Mcycles %5.2f GHz", b.c.s.name, name,
+              kAccumulate ? "+=" : " =", t.median * 1e3, flops / t.median * 1e-12,
+              flops / t.p10 * 1e-12, h[0] * 1e-6, h[0] / t.median * 1e-9);
+  if (check && h[1]) std::printf("  DIFFER %lld from %lld", h[1], h[2]);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+void run_fp8(const Context& ctx, const Case& c, int samples, int level) {
+  const std::int64_t R = c.padded.back();
+  struct Operand {
+    Tensor codes, scales;
+  };
+  const auto operand = [&](std::int64_t columns, std::uint32_t seed) {
+    Operand o{Tensor(Device::kCuda, DType::kE4m3, {columns, R}),
+              Tensor(Device::kCuda, DType::kFp32, {R / 128, columns})};
+    fill_normal(ctx, o.codes.view().fp8(), columns * R, seed, 150.0f);
+    fill_normal(ctx, o.scales.as<float>(), R / 128 * columns, seed + 1, 0.001f, 0.0067f);
+    return o;
+  };
+  const Operand dy = operand(c.s.N, 1), x = operand(c.s.K, 3);
+  // Rows of padding are zero in training; here they are cut off by the row counts in `probe` only
+  // where they are, so they are cleared as well.
+  for (std::size_t e = 0; e + 1 < c.offsets.size(); ++e) {
+    const std::int64_t rows = c.offsets[e + 1] - c.offsets[e], end = c.padded[e] + rows,
+                       spare = c.padded[e + 1] - end;
+    for (const auto& [o, columns] : {std::pair{&dy, c.s.N}, std::pair{&x, c.s.K}})
+      if (spare > 0)
+        tensor::check_cuda(
+            cudaMemset2DAsync(o->codes.view().fp8() + end, static_cast<std::size_t>(R), 0,
+                              static_cast<std::size_t>(spare), static_cast<std::size_t>(columns),
+                              tensor::stream_of(ctx)),
+            "cudaMemset2DAsync");
+  }
+  const ops::Fp8Columns fdy{dy.codes, dy.scales, ops::Scaling::kBlock},
+      fx{x.codes, x.scales, ops::Scaling::kBlock};
+  const ops::Segments segments{c.offsets_E1, c.padded_E1};
+  const auto once = [&](bool accumulate) {
+    ops::fp8_weight_gradient(ctx, fdy, fx, segments, accumulate, c.d_ENK);
+  };
+  const ops::cuda::WeightGradient g{c.offsets_E1.as<std::int32_t>(), c.padded_E1.as<std::int32_t>(),
+                                    c.d_ENK.as<float>(), static_cast<int>(c.s.E), static_cast<int>(R),
+                                    static_cast<int>(c.s.N), static_cast<int>(c.s.K)};
+  const Tensor expected(Device::kCuda, DType::kFp32, {c.s.E, c.s.N, c.s.K});
+  const auto expect = [&](bool accumulate) {
+    if (accumulate) fill_normal(ctx, expected.as<float>(), c.s.E * c.s.N * c.s.K, 77);
+    ops::fp8_weight_gradient(ctx, fdy, fx, segments, accumulate, expected);
+  };
+  const Bench b{ctx, c, fdy, fx, g, expected, samples};
+  using V = ops::cuda::WideVariant;
+  using P = ops::cuda::Promote;
+  expect(false);
+  print(c, "now =", time_kernel(ctx, [&](int) { once(false); }, samples, 2), -1);
+  one<V{1, 0}.code(), false>(b, "1 cta, no order");
+  one<V{2, 0}.code(), false>(b, "pair, no order");
+  one<V{2, 4}.code(), false>(b, "pair, order, passed at issue");
+  one<V{2, 1}.code(), false>(b, "pair, order, passed 1 before end");
+  if (level > 0) {
+    one<V{2, 2}.code(), false>(b, "pair, order, passed 2 before end");
+    one<V{1, 1}.code(), false>(b, "1 cta, order, passed 1 before end");
+    one<V{2, 1, P::kFull, false, true, false}.code(), false>(b, "pair, order 1, no hint");
+    one<V{2, 0, P::kNone}.code(), false>(b, "pair, no order, no promotion", false);
+    one<V{2, 1, P::kOneFma}.code(), false>(b, "pair, order 1, one fma", false);
+    one<V{2, 1, P::kFull, false, false}.code(), false>(b, "pair, order 1, no loads", false);
+  }
+  expect(true);
+  print(c, "now +=", time_kernel(ctx, [&](int) { once(true); }, samples, 2), -1);
+  one<V{2, 0}.code(), true>(b, "pair, no order");
+  one<V{2, 1}.code(), true>(b, "pair, order 1");
+  one<V{2, 1, P::kFull, true}.code(), true>(b, "pair, order 1, added in L2");
+}
+// One box added by the copy engine, special values.
+__global__ void add_kernel(const __grid_constant__ CUtensorMap map, const float* with) {
+  __shared__ __align__(1024) float box[64 * 32];
+  for (int i = threadIdx.x; i < 2048; i += 128) box[i] = with[i];
+  ops::cuda::fence_async_shared();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ops::cuda::tma_add_3d(&map, ops::cuda::shared_address(box), 0, 0, 0);
+    ops::cuda::tma_store_commit();
+    ops::cuda::tma_store_wait<0>();
+  }
+}
+void probe_add(const Context& ctx) {
+  std::vector<float> a(2048), b(2048);
+  std::mt19937 rng(3);
+  const std::uint32_t special[] = {0, 0x80000000u, 1, 0x80000001u, 0x007FFFFFu, 0x00800000u, 0x80800000u,
+                                   0x7F800000u, 0xFF800000u, 0x7FC00000u, 0x7F7FFFFFu, 0x3F800000u};
+  for (int i = 0; i < 2048; ++i) {
+    std::uint32_t u = i < 144 ? special[i / 12] : rng(), v = i < 144 ? special[i % 12] : rng();
+    if (i >= 144 && i < 1000) u &= 0x80FFFFFFu, v &= 0x80FFFFFFu;
+    std::memcpy(&a[i], &u, 4);
+    std::memcpy(&b[i], &v, 4);
+  }
+  Tensor ga(Device::kCuda, DType::kFp32, {2048}), gb(Device::kCuda, DType::kFp32, {2048});
+  const cudaStream_t s = tensor::stream_of(ctx);
+  cudaMemcpyAsync(ga.view().data, a.data(), 8192, cudaMemcpyHostToDevice, s);
+  cudaMemcpyAsync(gb.view().data, b.data(), 8192, cudaMemcpyHostToDevice, s);
+  const CUtensorMap map = ops::cuda::tensor_map(ga.view().data, DType::kFp32, {{32, 4, 32}, {64, 128, 64}, {1, 8192, 1}},
+                                     CU_TENSOR_MAP_SWIZZLE_NONE, "probe");
+  add_kernel<<<1, 128, 0, s>>>(map, gb.as<float>());
+  std::vector<float> out(2048);
+  cudaMemcpyAsync(out.data(), ga.view().data, 8192, cudaMemcpyDeviceToHost, s);
+  tensor::check_cuda(cudaStreamSynchronize(s), "probe");
+  int wrong = 0;
+  for (int i = 0; i < 2048; ++i) {
+    volatile float e = a[i] + b[i];
+    float want = e;
+    std::uint32_t w, o, ua, ub;
+    std::memcpy(&w, &want, 4);
+    if (want != want) w = 0x7FC00000u;
+    std::memcpy(&o, &out[i], 4);
+    std::memcpy(&ua, &a[i], 4);
+    std::memcpy(&ub, &b[i], 4);
+    if (w != o && ++wrong <= 12) std::printf("add: %08x + %08x = %08x, want %08x\n", ua, ub, o, w);
+  }
+  std::printf("copy engine's add: %d of 2048 differ\n", wrong);
+}
+void run(int samples) {
+  tensor::Arena arena(Device::kCuda);
+  const Context ctx = tensor::cuda_context(arena);
+  std::printf("%s\n", tensor::device_text(ctx).c_str());
+  probe_add(ctx);
+  int level = 1;
+  for (const Shape& s :
+       {Shape{"dsv3 gate_up", 32, 32768, 4096, 7168}, Shape{"qwen3-30b down", 128, 131072, 2048, 768}}) {
+    const Case c = make_case(ctx, s);
+    run_fp8(ctx, c, samples, level);
+    level = 0;
+  }
+}
+
+}  // namespace
+}  // namespace lockstep::bench
+
+int main() {
+  try {
+    lockstep::bench::run(14);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
