@@ -2,7 +2,9 @@
 // written and accumulated in FP32, with cuBLASLt (one product an expert) beside them. TFLOPS on
 // true rows.
 //   gpu_wgrad_bench [path of libcublasLt]
+#include <chrono>
 #include <cmath>
+#include <thread>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -10,7 +12,7 @@
 
 #include "gpu_bench.h"
 #include "ops/gemm.h"
-#include "ops/cuda/gemm_wgrad_wide.cuh"
+#include "ops/cuda/gemm_wgrad_next.cuh"
 #include "random_fill.cuh"
 #include "tensor/device.h"
 
@@ -145,7 +147,7 @@ void one(const Bench& b, const char* name, bool check = true) {
   const Tensor cycles(Device::kCuda, DType::kInt64, {3});
   auto* p = reinterpret_cast<long long*>(cycles.view().data);
   const auto run = [&](int) {
-    ops::cuda::launch_wide<Fp8Type::kE4m3, Fp8Type::kE4m3, kAccumulate, kV>(b.ctx, b.dy, b.x, b.g, p);
+    ops::cuda::launch_next<Fp8Type::kE4m3, Fp8Type::kE4m3, kAccumulate, kV>(b.ctx, b.dy, b.x, b.g, p);
   };
   long long h[3] = {0, 0, -1};
   tensor::check_cuda(cudaMemcpyAsync(p, h, 24, cudaMemcpyHostToDevice, s), "copy");
@@ -157,6 +159,8 @@ void one(const Bench& b, const char* name, bool check = true) {
                                        static_cast<const std::uint32_t*>(b.c.d_ENK.view().data), b.c.s.E * b.c.s.N * b.c.s.K,
                                        reinterpret_cast<unsigned long long*>(p + 1));
   }
+  tensor::check_cuda(cudaStreamSynchronize(s), name);
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
   const Timing t = time_kernel(b.ctx, run, b.samples, 2);
   tensor::check_cuda(cudaMemcpyAsync(h, p, 24, cudaMemcpyDeviceToHost, s), "copy");
   tensor::check_cuda(cudaStreamSynchronize(s), name);
@@ -209,86 +213,41 @@ void run_fp8(const Context& ctx, const Case& c, int samples, int level) {
     ops::fp8_weight_gradient(ctx, fdy, fx, segments, accumulate, expected);
   };
   const Bench b{ctx, c, fdy, fx, g, expected, samples};
-  using V = ops::cuda::WideVariant;
-  using P = ops::cuda::Promote;
+  using V = ops::cuda::NextVariant;
   expect(false);
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
   print(c, "now =", time_kernel(ctx, [&](int) { once(false); }, samples, 2), -1);
-  one<V{1, 0}.code(), false>(b, "1 cta, no order");
-  one<V{2, 0}.code(), false>(b, "pair, no order");
-  one<V{2, 4}.code(), false>(b, "pair, order, passed at issue");
-  one<V{2, 1}.code(), false>(b, "pair, order, passed 1 before end");
-  if (level > 0) {
-    one<V{2, 2}.code(), false>(b, "pair, order, passed 2 before end");
-    one<V{1, 1}.code(), false>(b, "1 cta, order, passed 1 before end");
-    one<V{2, 1, P::kFull, false, true, false}.code(), false>(b, "pair, order 1, no hint");
-    one<V{2, 0, P::kNone}.code(), false>(b, "pair, no order, no promotion", false);
-    one<V{2, 1, P::kOneFma}.code(), false>(b, "pair, order 1, one fma", false);
-    one<V{2, 1, P::kFull, false, false}.code(), false>(b, "pair, order 1, no loads", false);
+  one<V{1, 1}.code(), false>(b, "1x1, products before");
+  one<V{1, 2}.code(), false>(b, "1x2, products before");
+  one<V{2, 2}.code(), false>(b, "2x2, products before");
+  one<V{1, 2, 3}.code(), false>(b, "1x2, products before, no barrier");
+  one<V{1, 2, 1}.code(), false>(b, "1x2, products behind");
+  one<V{1, 2, 2}.code(), false>(b, "1x2, none", false);
+  if (level == 0) {
+    one<V{1, 2, 0, false}.code(), false>(b, "1x2, before, no loads", false);
+    one<V{1, 1, 2}.code(), false>(b, "1x1, none", false);
+    one<V{2, 2, 2}.code(), false>(b, "2x2, none", false);
+    one<V{1, 2, 2, false}.code(), false>(b, "1x2, none, no loads", false);
+    return;
   }
   expect(true);
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
   print(c, "now +=", time_kernel(ctx, [&](int) { once(true); }, samples, 2), -1);
-  one<V{2, 0}.code(), true>(b, "pair, no order");
-  one<V{2, 1}.code(), true>(b, "pair, order 1");
-  one<V{2, 1, P::kFull, true}.code(), true>(b, "pair, order 1, added in L2");
-}
-// One box added by the copy engine, special values.
-__global__ void add_kernel(const __grid_constant__ CUtensorMap map, const float* with) {
-  __shared__ __align__(1024) float box[64 * 32];
-  for (int i = threadIdx.x; i < 2048; i += 128) box[i] = with[i];
-  ops::cuda::fence_async_shared();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    ops::cuda::tma_add_3d(&map, ops::cuda::shared_address(box), 0, 0, 0);
-    ops::cuda::tma_store_commit();
-    ops::cuda::tma_store_wait<0>();
-  }
-}
-void probe_add(const Context& ctx) {
-  std::vector<float> a(2048), b(2048);
-  std::mt19937 rng(3);
-  const std::uint32_t special[] = {0, 0x80000000u, 1, 0x80000001u, 0x007FFFFFu, 0x00800000u, 0x80800000u,
-                                   0x7F800000u, 0xFF800000u, 0x7FC00000u, 0x7F7FFFFFu, 0x3F800000u};
-  for (int i = 0; i < 2048; ++i) {
-    std::uint32_t u = i < 144 ? special[i / 12] : rng(), v = i < 144 ? special[i % 12] : rng();
-    if (i >= 144 && i < 1000) u &= 0x80FFFFFFu, v &= 0x80FFFFFFu;
-    std::memcpy(&a[i], &u, 4);
-    std::memcpy(&b[i], &v, 4);
-  }
-  Tensor ga(Device::kCuda, DType::kFp32, {2048}), gb(Device::kCuda, DType::kFp32, {2048});
-  const cudaStream_t s = tensor::stream_of(ctx);
-  cudaMemcpyAsync(ga.view().data, a.data(), 8192, cudaMemcpyHostToDevice, s);
-  cudaMemcpyAsync(gb.view().data, b.data(), 8192, cudaMemcpyHostToDevice, s);
-  const CUtensorMap map = ops::cuda::tensor_map(ga.view().data, DType::kFp32, {{32, 4, 32}, {64, 128, 64}, {1, 8192, 1}},
-                                     CU_TENSOR_MAP_SWIZZLE_NONE, "probe");
-  add_kernel<<<1, 128, 0, s>>>(map, gb.as<float>());
-  std::vector<float> out(2048);
-  cudaMemcpyAsync(out.data(), ga.view().data, 8192, cudaMemcpyDeviceToHost, s);
-  tensor::check_cuda(cudaStreamSynchronize(s), "probe");
-  int wrong = 0;
-  for (int i = 0; i < 2048; ++i) {
-    volatile float e = a[i] + b[i];
-    float want = e;
-    std::uint32_t w, o, ua, ub;
-    std::memcpy(&w, &want, 4);
-    if (want != want) w = 0x7FC00000u;
-    std::memcpy(&o, &out[i], 4);
-    std::memcpy(&ua, &a[i], 4);
-    std::memcpy(&ub, &b[i], 4);
-    if (w != o && ++wrong <= 12) std::printf("add: %08x + %08x = %08x, want %08x\n", ua, ub, o, w);
-  }
-  std::printf("copy engine's add: %d of 2048 differ\n", wrong);
+  one<V{1, 1}.code(), true>(b, "1x1, products before");
+  one<V{1, 2}.code(), true>(b, "1x2, products before");
+  one<V{2, 2}.code(), true>(b, "2x2, products before");
 }
 void run(int samples) {
   tensor::Arena arena(Device::kCuda);
   const Context ctx = tensor::cuda_context(arena);
   std::printf("%s\n", tensor::device_text(ctx).c_str());
-  probe_add(ctx);
-  int level = 1;
+  int level = 0;
   for (const Shape& s :
-       {Shape{"dsv3 gate_up", 32, 32768, 4096, 7168}, Shape{"qwen3-30b down", 128, 131072, 2048, 768}}) {
+       {Shape{"long", 1, 65536, 4096, 4224}, Shape{"dsv3 gate_up", 32, 32768, 4096, 7168},
+        Shape{"qwen3-30b down", 128, 131072, 2048, 768}}) {
     const Case c = make_case(ctx, s);
     run_fp8(ctx, c, samples, level);
-    level = 0;
+    level = 1;
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace lockstep::ops::cuda {
 
-enum class Promote { kFull, kNone, kOneFma };
+enum class Promote { kFull, kNone, kOneFma, kNoReads, kShared, kAhead };
 struct WideVariant {
   int cluster = 1;
   int turn = 0;  // 0: no order; 4: pass after issue; 1..3: steps left when the turn is passed
@@ -19,19 +19,19 @@ struct WideVariant {
   bool loads = true;
   bool hint = true;
   constexpr int code() const {
-    return cluster | turn << 2 | static_cast<int>(promote) << 5 | add_in_l2 << 7 | loads << 8 | hint << 9;
+    return cluster | turn << 2 | static_cast<int>(promote) << 5 | add_in_l2 << 8 | loads << 9 | hint << 10;
   }
 };
 constexpr WideVariant variant_of(int code) {
-  return {code & 3, code >> 2 & 7, static_cast<Promote>(code >> 5 & 3), (code >> 7 & 1) != 0,
-          (code >> 8 & 1) != 0, (code >> 9 & 1) != 0};
+  return {code & 3, code >> 2 & 7, static_cast<Promote>(code >> 5 & 7), (code >> 8 & 1) != 0,
+          (code >> 9 & 1) != 0, (code >> 10 & 1) != 0};
 }
 
 // A stage: dy codes, x codes, dy scales, x scales (in the order in which threads read them).
 struct Wide {
   static constexpr int kBlock = 128;
   static constexpr int kRows = 256, kColumns = 128, kHalfValues = 64;
-  static constexpr int kThreads = 384, kRegisters = 232, kOtherRegisters = 40;
+  static constexpr int kThreads = 384, kRegisters = 240, kOtherRegisters = 24;
   static constexpr int kDyBytes = kRows * kBlock, kXBytes = kColumns * kBlock;
   static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * kRows;
   static constexpr int kStageBytes = (kXScales + 4 * kColumns + 1023) / 1024 * 1024;
@@ -85,7 +85,8 @@ struct WideScales {
   std::uint32_t of_dy, of_x;
   float upper, lower;
   float4 x[8];
-  __device__ __forceinline__ WideScales(std::uint32_t stage, int rows_before) {
+  __device__ __forceinline__ WideScales() {}
+  __device__ __forceinline__ void set(std::uint32_t stage, int rows_before) {
     const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
     of_dy = stage + Wide::kScales +
             static_cast<std::uint32_t>(rows_before + thread / 32 * 16 + lane / 4) * 4;
@@ -103,6 +104,15 @@ struct WideScales {
                    : "r"(of_x + static_cast<std::uint32_t>(i * 64))
                    : "memory");
   }
+  // Products of the scales with the values of x's scales [8 i, 8 i + 8) in the order of D.
+  __device__ __forceinline__ void multiply(int i, float (&m)[8]) const {
+    const float s[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+    for (int v = 0; v < 8; ++v)
+      asm volatile("mul.rn.f32 %0, %1, %2;"
+                   : "=f"(m[v])
+                   : "f"(v % 4 < 2 ? upper : lower), "f"(s[v / 4 * 2 + v % 2]));
+  }
   template <Promote kPromote>
   __device__ __forceinline__ void add(const float (&part)[64], float (&acc)[64]) const {
     if constexpr (kPromote == Promote::kNone) {
@@ -117,6 +127,15 @@ struct WideScales {
         for (int j = 0; j < 2; ++j) {
           const float s0 = j == 0 ? x[i].x : x[i].z, s1 = j == 0 ? x[i].y : x[i].w;
           const int v = 8 * i + 4 * j;
+          if constexpr (kPromote == Promote::kNoReads) {
+            float m[4];
+            asm volatile("mul.rn.f32 %0, %1, %2;" : "=f"(m[0]) : "f"(upper), "f"(s0));
+            asm volatile("mul.rn.f32 %0, %1, %2;" : "=f"(m[1]) : "f"(upper), "f"(s1));
+            asm volatile("mul.rn.f32 %0, %1, %2;" : "=f"(m[2]) : "f"(lower), "f"(s0));
+            asm volatile("mul.rn.f32 %0, %1, %2;" : "=f"(m[3]) : "f"(lower), "f"(s1));
+            for (int k = 0; k < 4; ++k) acc[v + k] = numerics::fma(part[v + k], m[k], acc[v + k]);
+            continue;
+          }
           acc[v] = numerics::fma(part[v], upper * s0, acc[v]);
           acc[v + 1] = numerics::fma(part[v + 1], upper * s1, acc[v + 1]);
           acc[v + 2] = numerics::fma(part[v + 2], lower * s0, acc[v + 2]);
@@ -262,6 +281,7 @@ __global__ void __launch_bounds__(Wide::kThreads, 1)
   } else {
     take_registers<Wide::kRegisters>();
     float acc[2][64], part[64];
+    WideScales scales;
     std::uint32_t parity = 0;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const std::uint32_t boxes = boxes_of(warpgroup);
@@ -312,16 +332,27 @@ __global__ void __launch_bounds__(Wide::kThreads, 1)
     };
     const auto finish = [&](std::uint32_t stage, int half, float(&into)[64], bool release,
                             bool pass) {
-      WideScales scales(stage, warpgroup * 128 + half * 64);
-      if constexpr (variant_of(kCode).promote != Promote::kNone) scales.load_rows();
-      if constexpr (variant_of(kCode).promote == Promote::kFull) scales.load(0, 4);
+      constexpr Promote kPromote = variant_of(kCode).promote;
+      scales.set(stage, warpgroup * 128 + half * 64);
+      if constexpr (kPromote != Promote::kNone) scales.load_rows();
+      if constexpr (kPromote == Promote::kFull) scales.load(0, 4);
+      if (kPromote == Promote::kShared && half == 0) scales.load(0, 8);
+      if constexpr (kPromote == Promote::kNoReads)
+        for (int i = 0; i < 8; ++i)
+          scales.x[i] = make_float4(scales.upper, scales.lower, scales.lower, scales.upper);
+      float ahead[4][8];
+      if constexpr (kPromote == Promote::kAhead) {
+        scales.load(0, 4);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scales.multiply(i, ahead[i]);
+      }
       if constexpr (variant_of(kCode).turn != 0 && variant_of(kCode).turn < 4) {
         wgmma_wait<1>();
         turn(pass);
       }
       wgmma_wait<0>();
       keep_registers(part);
-      if constexpr (variant_of(kCode).promote == Promote::kFull) scales.load(4, 8);
+      if constexpr (kPromote == Promote::kFull || kPromote == Promote::kAhead) scales.load(4, 8);
       if (release) {
         __syncwarp();
         if constexpr (kCluster > 1) {
@@ -331,7 +362,23 @@ __global__ void __launch_bounds__(Wide::kThreads, 1)
           if (lane == 0) mbarrier_arrive(ring.empty(at.stage));
         }
       }
-      scales.template add<variant_of(kCode).promote>(part, into);
+      if constexpr (kPromote == Promote::kAhead) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int v = 0; v < 8; ++v)
+            into[8 * i + v] = numerics::fma(part[8 * i + v], ahead[i][v], into[8 * i + v]);
+        keep_registers(into);
+#pragma unroll
+        for (int i = 4; i < 8; ++i) scales.multiply(i, ahead[i - 4]);
+#pragma unroll
+        for (int i = 4; i < 8; ++i)
+#pragma unroll
+          for (int v = 0; v < 8; ++v)
+            into[8 * i + v] = numerics::fma(part[8 * i + v], ahead[i - 4][v], into[8 * i + v]);
+      } else {
+        scales.template add<kPromote>(part, into);
+      }
       keep_registers(into);
     };
     if constexpr (variant_of(kCode).turn != 0)
