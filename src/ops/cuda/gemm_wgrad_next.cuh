@@ -8,14 +8,14 @@ struct NextVariant {
   int rows = 1, columns = 1;  // of a cluster, in tiles
   int promote = 0;            // 0: products before the wait, 1: behind it, 2: none, 3: before it, no barrier
   bool loads = true;
-  constexpr int code() const { return rows | columns << 2 | promote << 4 | loads << 7; }
+  constexpr int code() const { return rows | columns << 2 | promote << 4 | loads << 8; }
 };
 constexpr NextVariant next_variant(int c) {
-  return {c & 3, c >> 2 & 3, c >> 4 & 7, (c >> 7 & 1) != 0};
+  return {c & 3, c >> 2 & 3, c >> 4 & 15, (c >> 8 & 1) != 0};
 }
 
 struct Next {
-  static constexpr int kRows = 128, kColumns = 128, kThreads = 384, kRegisters = 232, kOtherRegisters = 40;
+  static constexpr int kRows = 128, kColumns = 128, kThreads = 384, kRegisters = 240, kOtherRegisters = 24;
   static constexpr int kDyBytes = kRows * 128, kXBytes = kColumns * 128;
   static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * kRows;
   static constexpr int kStageBytes = kXScales + 4 * kColumns;
@@ -52,6 +52,29 @@ struct ScaleReader {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
     of_dy = Next::kScales + static_cast<std::uint32_t>(thread / 32 * 16 + lane / 4) * 4;
     of_x = Next::kXScales + static_cast<std::uint32_t>(lane % 4) * 16;
+  }
+  float up, low;
+  float4 x[8];
+  __device__ __forceinline__ void read(std::uint32_t stage) {
+    up = load_shared_float(stage + of_dy);
+    low = load_shared_float(stage + of_dy + 32);
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(x[i].x), "=f"(x[i].y), "=f"(x[i].z), "=f"(x[i].w)
+                   : "r"(stage + of_x + static_cast<std::uint32_t>(i * 64))
+                   : "memory");
+  }
+  __device__ __forceinline__ void multiply(float (&s)[64]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float y[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+      for (int v = 0; v < 8; ++v)
+        asm volatile("mul.rn.f32 %0, %1, %2;"
+                     : "=f"(s[8 * i + v])
+                     : "f"(v % 4 < 2 ? up : low), "f"(y[v / 4 * 2 + v % 2]));
+    }
   }
   __device__ __forceinline__ void products(std::uint32_t stage, float (&s)[64]) {
     const float upper = load_shared_float(stage + of_dy);
@@ -229,6 +252,11 @@ __global__ void __launch_bounds__(Next::kThreads, 1)
     };
 #pragma unroll
     for (float& v : acc) v = 0.0f;
+    if constexpr (kPromote == 5 || kPromote == 8) scales.read(ring.stage(0));
+    if constexpr (kPromote == 8) {
+      scales.multiply(products);
+      mbarrier_wait(ring.full(0), 1);
+    }
     bool pending = false;
     int blocks = first_tile < tiles ? blocks_of(place_of(first_tile).expert) : 0;
     for (int tile = first_tile; tile < tiles; tile += stride) {
@@ -238,6 +266,11 @@ __global__ void __launch_bounds__(Next::kThreads, 1)
         const int stage_index = at.stage;
         ring.wait_full(at);
         at.advance();
+        if constexpr (kPromote == 6) {
+          scales.products(stage, products);
+          mbarrier_wait(ring.full(stage_index), at.parity ^ (at.stage == 0 ? 1u : 0u));
+        }
+        if (kPromote == 7 && b == 0) scales.read(stage);
         const std::uint64_t dy =
             operand_128b(stage + static_cast<std::uint32_t>(warpgroup * 64 * 128));
         const std::uint64_t x = operand_128b(stage + Next::kDyBytes);
@@ -249,13 +282,21 @@ __global__ void __launch_bounds__(Next::kThreads, 1)
         keep_registers(part);
         if (b == 0 && pending) give();
         if constexpr (kPromote == 0 || kPromote == 3) scales.products(stage, products);
-        if constexpr (kPromote == 0) {
+        if constexpr (kPromote == 4) scales.read(stage);
+        if constexpr (kPromote == 5 || kPromote == 7) scales.multiply(products);
+        if constexpr (kPromote == 0 || kPromote == 5 || kPromote == 7) {
           // The compiler does not carry the products across a loop.
           mbarrier_wait(ring.full(stage_index), at.parity ^ (at.stage == 0 ? 1u : 0u));
         }
         wgmma_wait<0>();
         keep_registers(part);
         if constexpr (kPromote == 1) scales.products(stage, products);
+        if constexpr (kPromote == 7) {
+          if (b + 1 < blocks) {
+            ring.wait_full(at);
+            scales.read(ring.stage(at));
+          }
+        }
         __syncwarp();
         if constexpr (kCluster > 1) {
           if (lane < kCluster &&
@@ -264,7 +305,7 @@ __global__ void __launch_bounds__(Next::kThreads, 1)
         } else {
           if (lane == 0) mbarrier_arrive(ring.empty(stage_index));
         }
-        if constexpr (kPromote == 2) {
+        if constexpr (kPromote == 2 || kPromote == 4) {
           acc[0] = acc[0] + part[0];
         } else {
 #pragma unroll

@@ -66,12 +66,6 @@ struct WideMaps {
   CUtensorMap d, dy, x;
 };
 
-__device__ __forceinline__ void copy_async_16(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_async_8(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
-}
 __device__ __forceinline__ void tma_store_3d_hint(const CUtensorMap* map, std::uint32_t from, int x,
                                                   int y, int z, L2Hint hint) {
   asm volatile(
