@@ -166,7 +166,8 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
         const WgradPlace behind = WgradTile::place(x, next);
         for (int b = 0; b < WgradTile::kBoxes; ++b)
           tma_prefetch_3d(d_map, behind.column + b * kStoreBoxColumns<float>,
-                          behind.row + warpgroup * kStoreBoxRows, behind.expert);
+                          behind.row + warpgroup * kStoreBoxRows, behind.expert,
+                          L2Hint::kEvictFirst);
       }
     } else {
       mbarrier_arrive(boxes.ready);
