@@ -38,12 +38,11 @@ class StageRing {
   __device__ explicit StageRing(const void* shared)
       : stages_((shared_address(shared) + 1023) & ~1023u),
         barriers_(stages_ + kStages * kStageBytes) {}
-  // All threads of the block; `readers` = warps that will release each stage, `fills` = arrivals
-  // that fill it.
-  __device__ void init(int readers, int fills = 1) const {
+  // All threads of the block; `readers` = warps that will release each stage.
+  __device__ void init(int readers) const {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
-        mbarrier_init(full(s), static_cast<std::uint32_t>(fills));
+        mbarrier_init(full(s), 1);
         mbarrier_init(empty(s), static_cast<std::uint32_t>(readers));
       }
       fence_barrier_init();
@@ -54,12 +53,6 @@ class StageRing {
     return stages_ + static_cast<std::uint32_t>(index * kStageBytes);
   }
   __device__ std::uint32_t stage(const Position& at) const { return stage(at.stage); }
-  __device__ std::uint32_t full(int stage) const {
-    return barriers_ + static_cast<std::uint32_t>(8 * stage);
-  }
-  __device__ std::uint32_t empty(int stage) const {
-    return barriers_ + static_cast<std::uint32_t>(8 * (kStages + stage));
-  }
   // The address of one more barrier, for the kernel's own use; initialise it before init().
   __device__ std::uint32_t own_barrier(int i) const {
     return barriers_ + static_cast<std::uint32_t>(8 * (2 * kStages + i));
@@ -73,9 +66,6 @@ class StageRing {
     mbarrier_arrive_expect(full(at.stage), bytes);
     return full(at.stage);
   }
-  __device__ void wait_empty(const Position& at) const {
-    mbarrier_wait(empty(at.stage), at.parity ^ 1);
-  }
   __device__ void wait_full(const Position& at) const { mbarrier_wait(full(at.stage), at.parity); }
   // A stage, or the one before `at`, is read no more by this warp.
   __device__ void release(int stage) const {
@@ -87,6 +77,12 @@ class StageRing {
   }
 
  private:
+  __device__ std::uint32_t full(int stage) const {
+    return barriers_ + static_cast<std::uint32_t>(8 * stage);
+  }
+  __device__ std::uint32_t empty(int stage) const {
+    return barriers_ + static_cast<std::uint32_t>(8 * (kStages + stage));
+  }
   std::uint32_t stages_, barriers_;
 };
 

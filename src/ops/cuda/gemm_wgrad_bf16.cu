@@ -46,7 +46,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                       const __grid_constant__ CUtensorMap d_map, const WeightGradient x) {
   extern __shared__ unsigned char shared[];
   const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
-  start_wgrad(ring, 1);
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
+  }
+  ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = warpgroup_index();
   const int tiles = Tile::count(x);
   RingPosition<Tile::kStages> at;
@@ -58,7 +61,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if (warp > Tile::kWarpgroups) return;
     if (warp > 0)
       return move_results<kAccumulate>(x, &d_map, WgradBoxes::of(ring, warp - 1), warp - 1);
-    for (int tile = Tile::first(); tile < tiles; tile += Tile::stride()) {
+    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+         tile += static_cast<int>(gridDim.x)) {
       const WgradPlace place = Tile::place(x, tile);
       const int first = x.offsets_E1 == nullptr ? 0 : x.offsets_E1[place.expert];
       const int last = x.offsets_E1 == nullptr ? x.M : x.offsets_E1[place.expert + 1];
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     return stage;
   };
   // The results of a tile leave while the first product of the next is computed.
-  const int first_tile = Tile::first(), stride = Tile::stride();
+  const int first_tile = static_cast<int>(blockIdx.x), stride = static_cast<int>(gridDim.x);
   for (int tile = first_tile; tile < tiles; tile += stride) {
     const int expert = Tile::place(x, tile).expert;
     const int rows =
@@ -136,8 +140,12 @@ void launch(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
     return tensor_map(t.data, DType::kBf16, {{columns, 2, 64}, {x.M, columns * 2, kDepth}},
                       CU_TENSOR_MAP_SWIZZLE_128B, "bf16_weight_gradient");
   };
-  launch_wgrad(ctx, "bf16_weight_gradient", bf16_wgrad_kernel<kAccumulate>, Tile::kAllShared, x,
-               map(dy_MN, x.N), map(x_MK, x.K), wgrad_output_map(x), x);
+  const auto kernel = bf16_wgrad_kernel<kAccumulate>;
+  allow_shared_memory(kernel, Tile::kAllShared);
+  const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
+  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
+      map(dy_MN, x.N), map(x_MK, x.K), wgrad_output_map(x), x);
+  LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
 }
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }

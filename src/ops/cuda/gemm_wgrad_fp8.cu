@@ -2,6 +2,8 @@
 // rows of four wgmma steps each, promoted to FP32 with the scales of both operands (docs/
 // numerics.md, section 6). Segments start at multiples of 128 and are filled up with zero codes, so
 // blocks are whole.
+#include <algorithm>
+#include <type_traits>
 
 #include "ops/cuda/gemm_plain.h"
 #include "ops/cuda/gemm_wgrad.cuh"
@@ -16,95 +18,58 @@ using tensor::DType;
 
 constexpr int kBlock = numerics::kQuantBlock;
 static_assert(kBlock == 128);
-// A stage: dy codes, x codes, dy scales, x scales in the order in which threads read them.
+// A stage: dy codes, x codes, dy scales, x scales.
 struct Tile : WgradTile {
   static constexpr int kDyBytes = kRows * kBlock, kXBytes = kColumns * kBlock;
   static constexpr int kScales = kDyBytes + kXBytes, kXScales = kScales + 4 * kRows;
   static constexpr int kStageBytes = kXScales + 4 * kColumns;
   static constexpr int kStages = kStageMemory / kStageBytes;
   static constexpr int kAllShared = kStages * kStageBytes + kShared;
-  // What a CTA loads for its cluster.
-  static constexpr int kDyPart = kRows / kClusterColumns, kXPart = kColumns / kClusterRows;
 };
-using Stages = StageRing<Tile::kStages, Tile::kStageBytes>;
 
 struct Fp8Maps {
-  CUtensorMap d, dy, x;
+  CUtensorMap d, dy, x, dy_scales, x_scales;
 };
 
-__device__ __forceinline__ int blocks_of(const WeightGradient& g, int expert) {
-  return (g.offsets_E1[expert + 1] - g.offsets_E1[expert] + kBlock - 1) / kBlock;
+__device__ __forceinline__ float load_shared(std::uint32_t from) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from));
+  return v;
 }
 
-// One thread fills the stages with codes.
-__device__ void load_codes(const Fp8Maps& maps, const WeightGradient& g, const Stages& ring) {
-  Stages::Position at;
-  for (int tile = Tile::first(); tile < Tile::count(g); tile += Tile::stride()) {
-    const WgradPlace place = Tile::place(g, tile);
-    const int first = g.padded_offsets_E1[place.expert], blocks = blocks_of(g, place.expert);
-    for (int b = 0; b < blocks; ++b, at.advance()) {
-      const std::uint32_t full = ring.start_fill(at, Tile::kDyBytes + Tile::kXBytes);
-      const int token = first + b * kBlock;
-      load_for_row(ring.stage(at), &maps.dy, full, token, place.row, Tile::kDyPart);
-      load_for_column(ring.stage(at) + Tile::kDyBytes, &maps.x, full, token, place.column,
-                      Tile::kXPart);
-    }
-  }
-}
-
-// One warp fills the stages with scales. Those of x so that a thread of wgmma finds the four of two
-// neighbouring pairs together: column 16 i + 8 j + 2 q + c lies at 16 i + 4 q + 2 j + c.
-__device__ void load_scales(const WeightGradient& g, const float* dy_scales, const float* x_scales,
-                            const Stages& ring) {
-  Stages::Position at;
-  const int lane = static_cast<int>(threadIdx.x) % 32, n = 2 * lane;
-  const auto of_dy = static_cast<std::uint32_t>(Tile::kScales + 16 * lane);
-  const auto of_x =
-      static_cast<std::uint32_t>(Tile::kXScales + 4 * (n / 16 * 16 + n % 8 * 2 + n / 8 % 2 * 2));
-  for (int tile = Tile::first(); tile < Tile::count(g); tile += Tile::stride()) {
-    const WgradPlace place = Tile::place(g, tile);
-    const int first = g.padded_offsets_E1[place.expert] / kBlock,
-              blocks = blocks_of(g, place.expert);
-    const int row = place.row + 4 * lane, column = place.column + n;
-    for (int b = 0; b < blocks; ++b, at.advance()) {
-      ring.wait_empty(at);
-      const std::uint32_t to = ring.stage(at);
-      const float* dy = dy_scales + static_cast<std::int64_t>(first + b) * g.N;
-      const float* x = x_scales + static_cast<std::int64_t>(first + b) * g.K;
-      if (row < g.N) copy_async_16(to + of_dy, dy + row);
-      if (column < g.K) copy_async_8(to + of_x, x + column);
-      if (column + 64 < g.K) copy_async_8(to + of_x + 4 * 64, x + column + 64);
-      copies_arrive(ring.full(at.stage));
-    }
-  }
-}
-
-// A thread's scales of a block: rows lane / 4 and lane / 4 + 8 of its warp's 16, and columns.
-struct BlockScales {
+// acc = fma(part, sdy * sx, acc) with the scales of the part's block. Half of the scales are read
+// before the part is waited for, the rest behind it: reads of shared memory are slow beside
+// wgmma's.
+struct Promotion {
+  static constexpr int kHalf = Tile::kColumns / 16;  // of the pairs of x's scales
+  std::uint32_t of_x;
   float upper, lower;
-  float x[Tile::kColumns / 4];
+  float2 x[2][kHalf];
 
-  __device__ __forceinline__ void load(std::uint32_t stage) {
+  __device__ __forceinline__ void load_half(int half) {
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j)
+      x[half][j] = take_pair(of_x + static_cast<std::uint32_t>((half * kHalf + j) * 32));
+  }
+  __device__ __forceinline__ explicit Promotion(std::uint32_t stage) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
     const std::uint32_t of_dy =
         stage + Tile::kScales + static_cast<std::uint32_t>(thread / 32 * 16 + lane / 4) * 4;
-    const std::uint32_t of_x = stage + Tile::kXScales + static_cast<std::uint32_t>(lane % 4) * 16;
-    upper = load_shared_float(of_dy);
-    lower = load_shared_float(of_dy + 32);
-#pragma unroll
-    for (int i = 0; i < Tile::kColumns / 16; ++i) {
-      const uint4 four = load_shared_16(of_x + static_cast<std::uint32_t>(i * 64));
-      x[4 * i] = __uint_as_float(four.x);
-      x[4 * i + 1] = __uint_as_float(four.y);
-      x[4 * i + 2] = __uint_as_float(four.z);
-      x[4 * i + 3] = __uint_as_float(four.w);
-    }
+    of_x = stage + Tile::kXScales + static_cast<std::uint32_t>(lane % 4) * 8;
+    upper = load_shared(of_dy);
+    lower = load_shared(of_dy + 32);
+    load_half(0);
   }
-  // s = sdy * sx for a thread's values.
-  __device__ __forceinline__ void multiply(float (&s)[Tile::kValues]) const {
+  __device__ __forceinline__ void add(const float (&part)[Tile::kValues],
+                                      float (&acc)[Tile::kValues]) const {
 #pragma unroll
-    for (int i = 0; i < Tile::kValues; ++i)
-      s[i] = (i % 4 < 2 ? upper : lower) * x[i / 4 * 2 + i % 2];
+    for (int j = 0; j < 2 * kHalf; ++j) {
+      const float2 s = x[j / kHalf][j % kHalf];
+      acc[4 * j] = numerics::fma(part[4 * j], upper * s.x, acc[4 * j]);
+      acc[4 * j + 1] = numerics::fma(part[4 * j + 1], upper * s.y, acc[4 * j + 1]);
+      acc[4 * j + 2] = numerics::fma(part[4 * j + 2], lower * s.x, acc[4 * j + 2]);
+      acc[4 * j + 3] = numerics::fma(part[4 * j + 3], lower * s.y, acc[4 * j + 3]);
+    }
   }
 };
 
@@ -129,102 +94,124 @@ __device__ __forceinline__ void scale_rows(const WeightGradient& g, const WgradP
   }
 }
 
-// One of the warpgroups that multiply. Reads of shared memory wait for wgmmas that were issued
-// before them, so a block's scales are read before its product is started; they are multiplied
-// while it is under way.
-template <Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
-__device__ __forceinline__ void multiply_tiles(const WeightGradient& g, const float* dy_scales,
-                                               const float* x_scales, const Stages& ring,
-                                               int warpgroup) {
-  constexpr bool kScales = kScaling == Scaling::kBlock;
-  const WgradBoxes boxes = WgradBoxes::of(ring, warpgroup);
-  const auto my_rows = static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
-  const int tiles = Tile::count(g), stride = Tile::stride();
-  std::uint32_t parity = 0;
-  float acc[Tile::kValues], part[Tile::kValues], products[Tile::kValues];
-  BlockScales scales;
-  // The blocks of a tile; tiles of an expert follow each other.
-  int expert = -1, expert_blocks = 0;
-  const auto blocks_at = [&](int tile) {
-    const int e = Tile::place(g, tile).expert;
-    if (e != expert) expert_blocks = blocks_of(g, e);
-    expert = e;
-    return expert_blocks;
-  };
-  Stages::Position at;
-  bool ready = false;  // the stage is full, its scales are read
-  for (int tile = Tile::first(); tile < tiles; tile += stride) {
-    const int blocks = blocks_at(tile);
-#pragma unroll
-    for (float& c : acc) c = 0.0f;
-    for (int b = 0; b < blocks; ++b) {
-      if (!ready) {
-        ring.wait_full(at);
-        if constexpr (kScales) scales.load(ring.stage(at));
-      }
-      const std::uint64_t dy = operand_128b(ring.stage(at) + my_rows);
-      const std::uint64_t x = operand_128b(ring.stage(at) + Tile::kDyBytes);
-      keep_registers(part);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_fp8<kDy, kX>(part, dy + 2 * k, x + 2 * k, k > 0);
-      wgmma_commit();
-      keep_registers(part);
-      if constexpr (kScales) {
-        // Always true. The compiler would multiply behind the wait, where nothing hides it.
-        if (g.experts > 0) {
-          scales.multiply(products);
-        } else {
-#pragma unroll
-          for (float& s : products) s = 0.0f;
-        }
-      }
-      wgmma_wait<0>();
-      keep_registers(part);
-      release_to_friends(ring.empty(at.stage));
-      at.advance();
-      ready = b + 1 < blocks;
-      if (ready) {
-        ring.wait_full(at);
-        if constexpr (kScales) scales.load(ring.stage(at));
-      }
-#pragma unroll
-      for (int i = 0; i < Tile::kValues; ++i)
-        acc[i] = kScales ? numerics::fma(part[i], products[i], acc[i]) : acc[i] + part[i];
-      keep_registers(acc);
-    }
-    if constexpr (!kScales)
-      if (blocks > 0) scale_rows(g, Tile::place(g, tile), dy_scales, x_scales, acc);
-    give_results<kAccumulate>(boxes, parity, acc);
-    parity ^= 1;
-  }
-}
-
 template <Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     fp8_wgrad_kernel(const __grid_constant__ Fp8Maps maps, const WeightGradient g,
                      const float* dy_scales, const float* x_scales) {
-  constexpr bool kScales = kScaling == Scaling::kBlock;
   extern __shared__ unsigned char shared[];
-  const Stages ring(shared);
-  start_wgrad(ring, kScales ? 1 + 32 : 1);  // the copy engine, and the lanes that copy scales
+  const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < Tile::kWarpgroups; ++w) WgradBoxes::of(ring, w).init();
+  }
+  ring.init(4 * Tile::kWarpgroups);
   const int warpgroup = warpgroup_index();
+  const int tiles = Tile::count(g);
+  RingPosition<Tile::kStages> at;
+  const auto blocks_of = [&](int expert) {
+    return (g.offsets_E1[expert + 1] - g.offsets_E1[expert] + kBlock - 1) / kBlock;
+  };
 
   if (warpgroup == Tile::kWarpgroups) {
     give_registers<Tile::kOtherRegisters>();
     const int warp = static_cast<int>(threadIdx.x) / 32 - 4 * Tile::kWarpgroups;
-    if (warp == 0) {
-      if (elect_one()) load_codes(maps, g, ring);
-    } else if (warp == 1) {
-      if constexpr (kScales) load_scales(g, dy_scales, x_scales, ring);
-    } else if (elect_one()) {
-      move_results<kAccumulate>(g, &maps.d, WgradBoxes::of(ring, warp - 2), warp - 2);
+    if (!elect_one()) return;
+    if (warp > Tile::kWarpgroups) return;
+    if (warp > 0)
+      return move_results<kAccumulate>(g, &maps.d, WgradBoxes::of(ring, warp - 1), warp - 1);
+    constexpr int kCodeBytes = Tile::kDyBytes + Tile::kXBytes;
+    constexpr int kBytes =
+        kCodeBytes + (kScaling == Scaling::kBlock ? 4 * (Tile::kRows + Tile::kColumns) : 0);
+    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+         tile += static_cast<int>(gridDim.x)) {
+      const WgradPlace place = Tile::place(g, tile);
+      const int first = g.padded_offsets_E1[place.expert], blocks = blocks_of(place.expert);
+      for (int b = 0; b < blocks; ++b, at.advance()) {
+        const std::uint32_t barrier = ring.start_fill(at, kBytes), to = ring.stage(at);
+        const int token = first + b * kBlock;
+        tma_load_2d(to, &maps.dy, barrier, token, place.row);
+        tma_load_2d(to + Tile::kDyBytes, &maps.x, barrier, token, place.column);
+        if constexpr (kScaling == Scaling::kBlock) {
+          tma_load_2d(to + Tile::kScales, &maps.dy_scales, barrier, place.row, token / kBlock);
+          tma_load_2d(to + Tile::kXScales, &maps.x_scales, barrier, place.column, token / kBlock);
+        }
+      }
     }
-  } else {
-    take_registers<Tile::kRegisters>();
-    multiply_tiles<kDy, kX, kScaling, kAccumulate>(g, dy_scales, x_scales, ring, warpgroup);
+    return;
   }
-  finish_wgrad();
+
+  take_registers<Tile::kRegisters>();
+  const WgradBoxes boxes = WgradBoxes::of(ring, warpgroup);
+  std::uint32_t parity = 0;
+  float acc[Tile::kValues], part[Tile::kValues], other[Tile::kValues];
+  const std::uint32_t my_rows = static_cast<std::uint32_t>(warpgroup * 64 * kBlock);
+  // Starts the product of the next block; returns its stage.
+  const auto multiply = [&](float(&into)[Tile::kValues]) {
+    const int stage = at.stage;
+    ring.wait_full(at);
+    at.advance();
+    const std::uint64_t dy = operand_128b(ring.stage(stage) + my_rows);
+    const std::uint64_t x = operand_128b(ring.stage(stage) + Tile::kDyBytes);
+    keep_registers(into);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_fp8<kDy, kX>(into, dy + 2 * k, x + 2 * k, k > 0);
+    wgmma_commit();
+    keep_registers(into);
+    return stage;
+  };
+  // Waits until at most kPending later products are under way, and adds this one.
+  const auto add = [&]<int kPending>(std::integral_constant<int, kPending>,
+                                     float(&from)[Tile::kValues], int stage) {
+    if constexpr (kScaling == Scaling::kBlock) {
+      Promotion promotion(ring.stage(stage));
+      wgmma_wait<kPending>();
+      keep_registers(from);
+      promotion.load_half(1);
+      ring.release(stage);
+      promotion.add(from, acc);
+    } else {
+      wgmma_wait<kPending>();
+      keep_registers(from);
+      ring.release(stage);
+#pragma unroll
+      for (int i = 0; i < Tile::kValues; ++i) acc[i] = acc[i] + from[i];
+    }
+    keep_registers(acc);
+  };
+  constexpr std::integral_constant<int, 0> kLast{};
+  constexpr std::integral_constant<int, 1> kOneBehind{};
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+       tile += static_cast<int>(gridDim.x), parity ^= 1) {
+    const WgradPlace place = Tile::place(g, tile);
+    const int blocks = blocks_of(place.expert);
+#pragma unroll
+    for (float& c : acc) c = 0.0f;
+    // The tensor cores have the next block's product while one is added. (Nothing is under way at
+    // the end of a loop's body: the compiler would put everything in a row.)
+    int b = 0;
+    for (; b + 4 <= blocks; b += 4) {
+      const int s0 = multiply(part), s1 = multiply(other);
+      add(kOneBehind, part, s0);
+      const int s2 = multiply(part);
+      add(kOneBehind, other, s1);
+      const int s3 = multiply(other);
+      add(kOneBehind, part, s2);
+      add(kLast, other, s3);
+    }
+    if (b + 2 <= blocks) {
+      const int s0 = multiply(part), s1 = multiply(other);
+      add(kOneBehind, part, s0);
+      add(kLast, other, s1);
+      b += 2;
+    }
+    if (b < blocks) {
+      const int s0 = multiply(part);
+      add(kLast, part, s0);
+    }
+    if constexpr (kScaling == Scaling::kRow)
+      if (blocks > 0) scale_rows(g, place, dy_scales, x_scales, acc);
+    give_results<kAccumulate>(boxes, parity, acc);
+  }
 }
 
 struct Launch {
@@ -236,15 +223,30 @@ struct Launch {
 
 template <Fp8Type kDy, Fp8Type kX, Scaling kScaling, bool kAccumulate>
 void launch(const Launch& l) {
-  const std::int64_t R = l.dy.codes_NR.dim(1);
+  const std::int64_t R = l.dy.codes_NR.dim(1), blocks = (R + kBlock - 1) / kBlock;
   const auto codes = [&](const Fp8Columns& c, std::int64_t columns, int box) {
     return tensor_map(c.codes_NR.data, DType::kE4m3, {{R, 1, kBlock}, {columns, R, box}},
                       CU_TENSOR_MAP_SWIZZLE_128B, "fp8_weight_gradient codes");
   };
-  const Fp8Maps maps{wgrad_output_map(l.g), codes(l.dy, l.g.N, Tile::kDyPart),
-                     codes(l.x, l.g.K, Tile::kXPart)};
-  launch_wgrad(l.ctx, "fp8_weight_gradient", fp8_wgrad_kernel<kDy, kX, kScaling, kAccumulate>,
-               Tile::kAllShared, l.g, maps, l.g, l.dy.scales.as<float>(), l.x.scales.as<float>());
+  const auto scales = [&](const Fp8Columns& c, std::int64_t columns, int box) {
+    return tensor_map(c.scales.data, DType::kFp32, {{columns, 4, box}, {blocks, columns * 4, 1}},
+                      CU_TENSOR_MAP_SWIZZLE_NONE, "fp8_weight_gradient scales");
+  };
+  Fp8Maps maps{wgrad_output_map(l.g),
+               codes(l.dy, l.g.N, Tile::kRows),
+               codes(l.x, l.g.K, Tile::kColumns),
+               {},
+               {}};
+  if (kScaling == Scaling::kBlock) {
+    maps.dy_scales = scales(l.dy, l.g.N, Tile::kRows);
+    maps.x_scales = scales(l.x, l.g.K, Tile::kColumns);
+  }
+  const auto kernel = fp8_wgrad_kernel<kDy, kX, kScaling, kAccumulate>;
+  allow_shared_memory(kernel, Tile::kAllShared);
+  const auto grid = static_cast<unsigned>(std::min(Tile::count(l.g), kMultiprocessors));
+  kernel<<<grid, Tile::kThreads, Tile::kAllShared, stream_of(l.ctx)>>>(
+      maps, l.g, l.dy.scales.as<float>(), l.x.scales.as<float>());
+  LOCKSTEP_CUDA_LAUNCHED("fp8_weight_gradient");
 }
 
 template <Fp8Type kDy, Fp8Type kX>

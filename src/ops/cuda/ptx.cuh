@@ -62,16 +62,10 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 }
-// 4, 8 or 16 bytes from global to shared memory; copies_arrive: when this thread's copies so far
-// are there, it arrives at the barrier (one arrival that `count` has to include).
+// Four bytes from global to shared memory; copies_arrive: when this thread's copies so far are
+// there, it arrives at the barrier (one arrival that `count` has to include).
 __device__ __forceinline__ void copy_async_4(std::uint32_t to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_async_8(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_async_16(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copies_arrive(std::uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
@@ -124,13 +118,10 @@ __device__ __forceinline__ void tma_load_4d(std::uint32_t to, const CUtensorMap*
       : "memory");
 }
 // Brings a box to the L2 cache.
-__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z,
-                                                L2Hint hint = L2Hint::kNormal) {
-  asm volatile(
-      "cp.async.bulk.prefetch.tensor.3d.L2.global.L2::cache_hint [%0, {%1, %2, %3}], %4;" ::"l"(
-          map),
-      "r"(x), "r"(y), "r"(z), "l"(hint)
-      : "memory");
+__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x),
+               "r"(y), "r"(z)
+               : "memory");
 }
 // To the same place in every CTA of `mask`, each of whose barriers receives the bytes.
 __device__ __forceinline__ void tma_load_2d_multicast(std::uint32_t to, const CUtensorMap* map,
@@ -153,15 +144,13 @@ __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, std::uint32
       : "memory");
 }
 __device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, std::uint32_t from, int x,
-                                             int y, int z, L2Hint hint = L2Hint::kNormal) {
+                                             int y, int z) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], "
-      "[%1], %5;" ::"l"(map),
-      "r"(from), "r"(x), "r"(y), "r"(z), "l"(hint)
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+      "r"(from), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-// D += the box, in FP32 or whatever the map says; each element's addition is one rounding, a NaN
-// is 0x7FFFFFFF.
+// D += the box, in FP32 or whatever the map says; each element's addition is one rounding.
 __device__ __forceinline__ void tma_add_3d(const CUtensorMap* map, std::uint32_t from, int x, int y,
                                            int z) {
   asm volatile(
