@@ -1,6 +1,7 @@
 #include "loop/loaded_model.h"
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/setup.h"
 #include "model/fp8_import.h"
 
@@ -17,7 +18,7 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   const model::Checkpoint checkpoint = model::open_checkpoint(options.folder);
   m->weights = model::make_weights(checkpoint.config);
   model::move_to(m->ctx, m->weights);
-  model::read_weights(m->ctx, checkpoint, m->weights);
+  model::read_weights(m->ctx, checkpoint, m->weights, byte_bar("reading"));
   model::Precision precision = model::precision_of(checkpoint);
   if (!options.precision.empty()) {
     const bool fp8 = model::parse_precision(options.precision, "--precision");
@@ -26,7 +27,7 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   }
   if (precision.fp8 && model::has_fp8(checkpoint))
     model::import_fp8(m->ctx, checkpoint, m->weights, precision,
-                      [](const std::string& line) { stderr_log().info(line); });
+                      [](const std::string& line) { stderr_log().warn(line); });
   m->quantized = model::quantized_for(m->ctx, m->weights, precision);
   m->rope = model::make_rope_tables(m->ctx, m->weights.config);
   return m;

@@ -118,7 +118,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
           ? model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name))
           : model::byte_tokenizer();
   auto weights = std::make_shared<model::Weights>(
-      from_checkpoint ? model::load_checkpoint(config.policy.model_name)
+      from_checkpoint ? model::load_checkpoint(config.policy.model_name, byte_bar("reading"))
                       : model::make_weights(model_config(config, tokenizer)));
   if (!from_checkpoint) model::initialize(*weights, static_cast<std::uint64_t>(p.seed));
   if (p.sequence_length > weights->config.max_positions)
@@ -129,7 +129,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   model::move_to(ctx, *weights);
   if (from_checkpoint)
     model::import_folder_fp8(ctx, config.policy.model_name, *weights, policy_precision(config),
-                             [](const std::string& line) { stderr_log().info(line); });
+                             [](const std::string& line) { stderr_log().warn(line); });
   policy::Policy policy = policy::make_policy(ctx, weights, policy_options(config));
   const Corpus corpus(config, tokenizer);
   const policy::Schedule lr = schedule(config, p.max_num_steps);

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/session.h"
 #include "model/fp8_import.h"
 #include "model/hf_config.h"
@@ -20,7 +21,8 @@ model::ModelView RlRun::rollout_view() const {
 
 static model::Weights initial_weights(const RunConfig& config) {
   const std::filesystem::path folder = config.policy.model_name;
-  if (config.policy.load_format == "auto") return model::load_checkpoint(folder);
+  if (config.policy.load_format == "auto")
+    return model::load_checkpoint(folder, byte_bar("reading"));
   model::Weights weights = model::make_weights(model::read_hf_config(folder));
   model::initialize(weights, static_cast<std::uint64_t>(config.grpo.seed));
   return weights;
@@ -31,7 +33,7 @@ static void take_codes(const tensor::Context& ctx, const RunConfig& config, mode
                        const model::Precision& precision) {
   if (config.policy.load_format != "auto") return;
   model::import_folder_fp8(ctx, config.policy.model_name, weights, precision,
-                           [](const std::string& line) { stderr_log().info(line); });
+                           [](const std::string& line) { stderr_log().warn(line); });
 }
 
 std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {

@@ -196,6 +196,7 @@ struct Saver {
 
 std::vector<std::int64_t> part_shape(const Param& param, const ParamPart& part) {
   if (param.kind == ParamKind::kNorm) return {part.columns};
+  if (param.kind == ParamKind::kBias) return {part.rows};
   return {part.rows, part.columns};
 }
 
@@ -210,8 +211,8 @@ Checkpoint open_checkpoint(const fs::path& folder) {
     c.parts.emplace_back();
     for (const ParamPart& part : param.parts)
       c.parts.back().push_back(find_weight(c.folder, part.hf_name, part.rows, part.columns,
-                                           param.kind == ParamKind::kNorm, c.config.num_experts,
-                                           used));
+                                           part_shape(param, part).size() == 1,
+                                           c.config.num_experts, used));
   }
   c.router_bias = find_bias(c, used);
   check_unused(c, used);
@@ -278,11 +279,11 @@ void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
   if (progress) progress(total, total);
 }
 
-Weights load_checkpoint(const fs::path& folder) {
+Weights load_checkpoint(const fs::path& folder, const Progress& progress) {
   const Checkpoint c = open_checkpoint(folder);
   Weights weights = make_weights(c.config);
   tensor::Arena workspace;
-  read_weights(tensor::cpu_context(workspace), c, weights);
+  read_weights(tensor::cpu_context(workspace), c, weights, progress);
   return weights;
 }
 
@@ -302,7 +303,7 @@ void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const f
         codes.push_back(part.hf_name);
       } else {
         saver.add_bf16(param, part);
-        if (param.kind != ParamKind::kNorm && param.kind != ParamKind::kEmbedding)
+        if (part_shape(param, part).size() > 1 && param.kind != ParamKind::kEmbedding)
           bf16.push_back(part.hf_name);
       }
     }

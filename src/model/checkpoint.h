@@ -50,7 +50,7 @@ void read_weights(const tensor::Context& ctx, const Checkpoint& checkpoint, Weig
 
 // open_checkpoint and read_weights, on the CPU. The BF16 weights alone: the codes of an FP8
 // checkpoint come by import_fp8 (model/fp8_import.h).
-Weights load_checkpoint(const std::filesystem::path& folder);
+Weights load_checkpoint(const std::filesystem::path& folder, const Progress& progress = nullptr);
 
 struct SaveOptions {
   // When set, its FP8 parameters are written as codes and scales, the others in BF16.

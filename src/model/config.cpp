@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "numerics/formats.h"
 
 namespace lockstep::model {
 
@@ -22,8 +23,14 @@ const char* family_name(Family family) {
       return "qwen3";
     case Family::kLlama:
       return "llama";
+    case Family::kQwen2:
+      return "qwen2";
   }
   fail<base::ContractError>("no model family {}", static_cast<int>(family));
+}
+
+numerics::Bf16 clip_limit(const ModelConfig& c) {
+  return numerics::to_bf16(static_cast<float>(c.clip_qkv));
 }
 
 bool is_dense(const ModelConfig& c, std::int64_t layer) {
@@ -99,7 +106,8 @@ void validate_rope_scaling(const RopeScaling& s, const std::string& where) {
 
 // Which layers have experts, and the widths of both kinds.
 void validate_mlps(const ModelConfig& c, const std::string& where) {
-  const bool dense_family = c.family == Family::kQwen3 || c.family == Family::kLlama;
+  const bool dense_family =
+      c.family == Family::kQwen3 || c.family == Family::kLlama || c.family == Family::kQwen2;
   if (!dense_family) {
     require_size(c.num_experts, "num_experts", where);
     require_size(c.moe_intermediate_size, "moe_intermediate_size", where);
@@ -139,6 +147,10 @@ void validate(const ModelConfig& c, const std::string& where) {
   require_range(c.rope_theta, false, "rope_theta", where);
   require_range(c.rms_eps, false, "rms_norm_eps", where);
   require_range(c.initializer_range, true, "initializer_range", where);
+  require_range(c.clip_qkv, true, "clip_qkv", where);
+  if (const float limit = numerics::to_float(clip_limit(c));
+      c.clip_qkv > 0 && !(limit > 0 && std::isfinite(limit)))
+    fail<InputError>("{}: clip_qkv {} is no BF16 number above 0", where, c.clip_qkv);
   require_range(c.router_aux_loss_coef, true, "router_aux_loss_coef", where);
   validate_rope_scaling(c.rope_scaling, where);
   validate_mlps(c, where);

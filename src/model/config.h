@@ -11,7 +11,7 @@
 
 namespace lockstep::model {
 
-enum class Family { kQwen3Moe, kMixtral, kOlmoe, kQwen3, kLlama };
+enum class Family { kQwen3Moe, kMixtral, kOlmoe, kQwen3, kLlama, kQwen2 };
 const char* family_name(Family family);
 
 // How the rotary embedding was stretched to longer texts (formulas: model/rope.h).
@@ -40,6 +40,11 @@ struct ModelConfig {
   float rms_eps = 1e-6f;
   bool qk_norm = false;        // RMSNorm of queries and keys, each head on its own
   bool qk_norm_whole = false;  // with qk_norm: one norm over all heads of a projection (OLMoE)
+  bool qkv_bias = false;       // biases of the query, key and value projections
+  bool output_bias = false;    // and of the attention's output projection
+  // Queries and keys (behind their norms) and values are cut to [-clip_qkv, clip_qkv], rounded to
+  // BF16; 0: not.
+  double clip_qkv = 0;
   bool tie_word_embeddings = false;
 
   std::int64_t num_experts = 0;  // 0: every layer is dense
@@ -57,6 +62,9 @@ struct ModelConfig {
   std::vector<std::int32_t> eos_token_ids;
   std::int32_t pad_token_id = -1;
 };
+
+// clip_qkv as the bound that values in BF16 are cut to.
+numerics::Bf16 clip_limit(const ModelConfig& config);
 
 bool is_dense(const ModelConfig& config, std::int64_t layer);
 bool has_dense_layers(const ModelConfig& config);

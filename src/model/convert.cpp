@@ -57,7 +57,8 @@ struct Writer {
 
   static std::vector<std::int64_t> shape_of(const SourceTensor& t) {
     const StoredMatrix& m = t.weight.values;
-    if (t.kind == SourceTensor::kVector || t.kind == SourceTensor::kBias) return {m.columns};
+    if (t.kind == SourceTensor::kVector || t.kind == SourceTensor::kBias)
+      return {m.rows * m.columns};
     return {m.rows, m.columns};
   }
 

@@ -4,6 +4,7 @@
 
 #include "model/forward.h"
 #include "model/operands.h"
+#include "ops/bias.h"
 #include "ops/gemm.h"
 #include "ops/norm_quantize.h"
 #include "ops/permute_quantize.h"
@@ -55,6 +56,16 @@ void linear(const Context& ctx, const ModelView& model, int p, const LinearInput
     ops::fp8_gemm(ctx, in.rows, model.quantized->forward[p], offsets_E1, out_MN);
   else
     ops::bf16_gemm(ctx, in.x_MK, model.weights->view(p), ops::BLayout::kNK, offsets_E1, out_MN);
+}
+
+// The same with a bias behind the product, rounded once (`bias` -1: none).
+void linear(const Context& ctx, const ModelView& model, int p, int bias, const LinearInput& in,
+            const TensorView& offsets_E1, const TensorView& out_MN) {
+  if (bias < 0) return linear(ctx, model, p, in, offsets_E1, out_MN);
+  ArenaScope scratch(*ctx.workspace);
+  const TensorView sums_MN = ctx.workspace->take(DType::kFp32, out_MN.shape);
+  linear(ctx, model, p, in, offsets_E1, sums_MN);
+  ops::add_bias(ctx, sums_MN, model.weights->view(bias).reshape({out_MN.dim(1)}), out_MN);
 }
 
 // The norm of x + delta as what linear `p` reads; x_out and rstd as in rms_norm. h_TD receives the
@@ -118,6 +129,7 @@ void project_heads(const Context& ctx, const ModelView& model, const ForwardBatc
   ops::head_norm_rope(ctx, {qkv_TN, column}, none, c.rms_eps, batch.positions_T, none, none, none,
                       x_TN.reshape(out_THK.shape));
   ops::rms_norm(ctx, x_TN, none, w, c.rms_eps, x_TN, h_TN, rstd);
+  if (c.clip_qkv > 0) ops::clip(ctx, h_TN, clip_limit(c));
   ops::head_norm_rope(ctx, {h_TN, 0}, none, c.rms_eps, batch.positions_T, model.cos_PK,
                       model.sin_PK, none, out_THK);
 }
@@ -157,7 +169,7 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
       norm_input(ctx, model, p.qkv, p.input_norm, x_TD, delta_TD, s.x1_TD, s.rstd1_T, dense, keep,
                  s.h1_TD, l.columns(s.h1_columns), counters.group(kAttentionInput));
   s.qkv_TN = l.bf16({T, table.qkv_rows});
-  linear(ctx, model, p.qkv, h1, none, s.qkv_TN);
+  linear(ctx, model, p.qkv, p.qkv_bias, h1, none, s.qkv_TN);
 
   s.q_THK = l.bf16({T, H, K}), s.k_TJK = l.bf16({T, J, K}), s.v_TJK = l.bf16({T, J, K});
   if (c.qk_norm) {
@@ -168,6 +180,7 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
   project_heads(ctx, model, batch, s.qkv_TN, table.k_column, p.k_norm, s.k_rstd_TJ, s.k_TJK);
   ops::head_norm_rope(ctx, {s.qkv_TN, table.v_column}, none, c.rms_eps, batch.positions_T, none,
                       none, none, s.v_TJK);
+  if (c.clip_qkv > 0) ops::clip(ctx, s.v_TJK, clip_limit(c));
 
   s.attention_THK = l.bf16({T, H, K});
   if (saved) s.lse2_TH = l.fp32({T, H});
@@ -183,7 +196,7 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
   const LinearInput a =
       linear_input(ctx, model, p.o, s.attention_THK.reshape({T, H * K}), dense, &keep,
                    l.columns(s.attention_columns), counters.group(kAttentionOutput));
-  linear(ctx, model, p.o, a, none, o_TD);
+  linear(ctx, model, p.o, p.o_bias, a, none, o_TD);
 }
 
 // Norm, gate|up, SwiGLU, down of a layer without a router.

@@ -18,6 +18,24 @@ std::int64_t read_num_experts(KeyReader& r) {
   return local;
 }
 
+// Biases of the attention's projections: an option of most families, for all four together. Qwen2
+// has three of them whatever its file says, Mixtral none.
+void read_attention_bias(KeyReader& r, ModelConfig& c) {
+  switch (c.family) {
+    case Family::kQwen3Moe:
+    case Family::kOlmoe:
+    case Family::kQwen3:
+    case Family::kLlama:
+      c.qkv_bias = c.output_bias = r.boolean("attention_bias", false);
+      return;
+    case Family::kQwen2:
+      c.qkv_bias = true;
+      return r.skip({"attention_bias"});
+    default:
+      return r.only("attention_bias", false);
+  }
+}
+
 // Keys that every family has.
 void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   c.vocab_size = r.integer("vocab_size");
@@ -36,7 +54,7 @@ void read_common(KeyReader& r, ModelConfig& c, double theta_fallback = 0) {
   c.eos_token_ids = r.tokens("eos_token_id");
 
   r.only("hidden_act", "silu");
-  r.only("attention_bias", false);
+  read_attention_bias(r, c);
   r.only("attention_dropout", 0.0);
   r.only("is_encoder_decoder", false);
   for (const char* key : {"compression_config", "auto_map", "pruned_heads"})
@@ -135,12 +153,14 @@ ModelConfig read_olmoe(KeyReader& r) {
     r.refuse("head_dim", "{} is not hidden_size / num_attention_heads", c.head_dim);
   c.moe_intermediate_size = r.integer("intermediate_size");
   c.router.normalize = r.boolean("norm_topk_prob", false);
-  r.absent("clip_qkv");
+  c.clip_qkv = r.number("clip_qkv", 0);
+  if (r.has("clip_qkv") && !(c.clip_qkv > 0))
+    r.refuse("clip_qkv", "{} must be above 0", c.clip_qkv);
   return c;
 }
 
 json olmoe_json(const ModelConfig& c) {
-  return {{"clip_qkv", nullptr},
+  return {{"clip_qkv", c.clip_qkv > 0 ? json(c.clip_qkv) : json(nullptr)},
           {"intermediate_size", c.moe_intermediate_size},
           {"norm_topk_prob", c.router.normalize},
           {"num_experts", c.num_experts},
@@ -158,9 +178,27 @@ ModelConfig read_qwen3(KeyReader& r) {
   return c;
 }
 
+// Biases of queries, keys and values, always.
+ModelConfig read_qwen2(KeyReader& r) {
+  ModelConfig c;
+  c.family = Family::kQwen2;
+  read_common(r, c);
+  if (c.num_heads > 0 && c.head_dim != c.hidden_size / c.num_heads)
+    r.refuse("head_dim", "{} is not hidden_size / num_attention_heads", c.head_dim);
+  c.intermediate_size = r.integer("intermediate_size");
+  refuse_windows(r);
+  return c;
+}
+
 json qwen3_json(const ModelConfig& c) {
   return {{"head_dim", c.head_dim},
           {"intermediate_size", c.intermediate_size},
+          {"sliding_window", nullptr},
+          {"use_sliding_window", false}};
+}
+
+json qwen2_json(const ModelConfig& c) {
+  return {{"intermediate_size", c.intermediate_size},
           {"sliding_window", nullptr},
           {"use_sliding_window", false}};
 }
@@ -188,6 +226,7 @@ constexpr HfFamily kFamilies[] = {
     {Family::kOlmoe, "OlmoeForCausalLM", read_olmoe, olmoe_json},
     {Family::kQwen3, "Qwen3ForCausalLM", read_qwen3, qwen3_json},
     {Family::kLlama, "LlamaForCausalLM", read_llama, llama_json},
+    {Family::kQwen2, "Qwen2ForCausalLM", read_qwen2, qwen2_json},
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ static constexpr std::size_t kTokenizerFileLimit = 256 << 20;
 namespace {
 
 SourceTensor::Kind source_kind(ParamKind kind) {
-  if (kind == ParamKind::kNorm) return SourceTensor::kVector;
+  if (kind == ParamKind::kNorm || kind == ParamKind::kBias) return SourceTensor::kVector;
   return kind == ParamKind::kLinear ? SourceTensor::kLinear : SourceTensor::kMatrix;
 }
 

@@ -16,7 +16,7 @@ namespace lockstep::model {
 
 struct SourceTensor {
   enum Kind {
-    kVector,  // a norm: BF16
+    kVector,  // a norm, a bias of a projection: BF16
     kBias,    // selection bias of a router: FP32
     kMatrix,  // embedding, head, router: always BF16
     kLinear,  // a projection: BF16 or FP8

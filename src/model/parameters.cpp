@@ -50,7 +50,12 @@ LayerParams add_layer(TableBuilder& b, const ModelConfig& c, int l) {
                 {{hf + "self_attn.q_proj.weight", 0, t.q_column, q, D},
                  {hf + "self_attn.k_proj.weight", 0, t.k_column, kv, D},
                  {hf + "self_attn.v_proj.weight", 0, t.v_column, kv, D}});
-  p.q_norm = p.k_norm = -1;
+  p.qkv_bias = p.o_bias = p.q_norm = p.k_norm = -1;
+  if (c.qkv_bias)
+    p.qkv_bias = b.add(ours + "qkv_bias", ParamKind::kBias, l, {t.qkv_rows, 1}, {},
+                       {{hf + "self_attn.q_proj.bias", 0, t.q_column, q, 1},
+                        {hf + "self_attn.k_proj.bias", 0, t.k_column, kv, 1},
+                        {hf + "self_attn.v_proj.bias", 0, t.v_column, kv, 1}});
   if (c.qk_norm) {
     p.q_norm = b.norm(ours + "q_norm", hf + "self_attn.q_norm.weight", l,
                       c.qk_norm_whole ? q : c.head_dim);
@@ -59,6 +64,9 @@ LayerParams add_layer(TableBuilder& b, const ModelConfig& c, int l) {
   }
   p.o = b.add(ours + "o", ParamKind::kLinear, l, {1, D, q}, {D},
               {{hf + "self_attn.o_proj.weight", 0, 0, D, q}});
+  if (c.output_bias)
+    p.o_bias = b.add(ours + "o_bias", ParamKind::kBias, l, {D, 1}, {},
+                     {{hf + "self_attn.o_proj.bias", 0, 0, D, 1}});
   p.post_norm = b.norm(ours + "post_norm", hf + "post_attention_layernorm.weight", l, D);
   p.router = dense ? -1
                    : b.add(ours + "router", ParamKind::kRouter, l, {1, E, D}, {},

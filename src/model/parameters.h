@@ -15,6 +15,7 @@ namespace lockstep::model {
 enum class ParamKind {
   kEmbedding,  // [V, D]
   kNorm,       // [n]
+  kBias,       // [N, 1], of a linear's rows, always BF16; [N] in a file
   kRouter,     // [1, E, D], always BF16
   kLinear,     // [E, N, K] (dense: E = 1), FP8 where the precision says so
   kHead,       // [1, V, D], always BF16
@@ -41,7 +42,7 @@ struct Param {
 };
 
 struct LayerParams {
-  int input_norm, qkv, q_norm, k_norm, o, post_norm, router, gate_up,
+  int input_norm, qkv, qkv_bias, q_norm, k_norm, o, o_bias, post_norm, router, gate_up,
       down;            // indices; -1 where absent
   std::int64_t width;  // padded width of an expert, or of the dense MLP
   bool dense() const { return router < 0; }

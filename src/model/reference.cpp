@@ -57,6 +57,30 @@ void linear_backward(const Matrix& w, const Matrix& x, const Matrix& dy, Matrix&
     multiply_backward(w, x.row(t), dy.row(t), dx.row(t), dw);
 }
 
+// y += b in every row, where there is a bias of this name.
+void add_bias(const ReferenceParams& params, const std::string& name, Matrix& y) {
+  const auto found = params.find(name);
+  if (found == params.end()) return;
+  for (std::int64_t t = 0; t < y.rows; ++t) axpy(1.0, found->second.row(0), y.row(t), y.columns);
+}
+
+void add_bias_backward(ReferenceParams& g, const std::string& name, const Matrix& dy) {
+  const auto found = g.find(name);
+  if (found == g.end()) return;
+  for (std::int64_t t = 0; t < dy.rows; ++t) axpy(1.0, dy.row(t), found->second.row(0), dy.columns);
+}
+
+// Cuts to [-limit, limit]; 0: not. The gradient passes what was not cut.
+void clip(Matrix& y, double limit) {
+  if (limit > 0)
+    for (double& v : y.values) v = std::clamp(v, -limit, limit);
+}
+
+void clip_backward(const Matrix& y, double limit, Matrix& d) {
+  for (std::size_t i = 0; limit > 0 && i < y.values.size(); ++i)
+    if (std::fabs(y.values[i]) >= limit) d.values[i] = 0;
+}
+
 double inverse_rms(const double* x, std::int64_t n, double eps) {
   return 1.0 / std::sqrt(dot(x, x, n) / static_cast<double>(n) + eps);
 }
@@ -116,6 +140,7 @@ struct Layer {
   const ReferenceParams& params = model.params;
 
   std::string name(const std::string& what) const { return prefix + what + ".weight"; }
+  std::string bias(const std::string& what) const { return prefix + what + ".bias"; }
   bool dense() const { return is_dense(c, index); }
   std::string router() const { return router_name(c, index); }
   std::string mlp(int expert, Projection which) const { return mlp_name(c, index, expert, which); }
@@ -131,6 +156,9 @@ Matrix head_norm_rope(const Layer& l, const Matrix& raw, std::int64_t heads, con
     for (std::int64_t n = 0; l.c.qk_norm && n < heads * K; n += width)
       rms_norm(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
                out.row(t) + n);
+  }
+  clip(out, l.c.clip_qkv);
+  for (std::int64_t t = 0; t < raw.rows; ++t) {
     for (std::int64_t h = 0; h < heads; ++h) rotate(out.row(t) + h * K, t, l.model, 1.0);
   }
   return out;
@@ -142,8 +170,13 @@ Matrix head_norm_rope_backward(const Layer& l, const Matrix& raw, std::int64_t h
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t h = 0; h < heads; ++h) rotate(d_out.row(t) + h * K, t, l.model, -1.0);
   if (!l.c.qk_norm) return d_out;
-  Matrix d_raw(raw.rows, raw.columns);
+  Matrix d_raw(raw.rows, raw.columns), normed = raw;
   const std::int64_t width = l.c.qk_norm_whole ? heads * K : K;
+  for (std::int64_t t = 0; t < raw.rows && l.c.clip_qkv > 0; ++t)
+    for (std::int64_t n = 0; n < heads * K; n += width)
+      rms_norm(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
+               normed.row(t) + n);
+  clip_backward(normed, l.c.clip_qkv, d_out);
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t n = 0; n < heads * K; n += width)
       rms_norm_backward(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
@@ -313,10 +346,15 @@ ReferenceLayer forward_layer(const Layer& l, Matrix& x, const int* forced) {
   s.q_raw = linear(l.at("self_attn.q_proj"), s.h1);
   s.k_raw = linear(l.at("self_attn.k_proj"), s.h1);
   s.v = linear(l.at("self_attn.v_proj"), s.h1);
+  add_bias(l.params, l.bias("self_attn.q_proj"), s.q_raw);
+  add_bias(l.params, l.bias("self_attn.k_proj"), s.k_raw);
+  add_bias(l.params, l.bias("self_attn.v_proj"), s.v);
+  clip(s.v, l.c.clip_qkv);
   s.q = head_norm_rope(l, s.q_raw, l.c.num_heads, "self_attn.q_norm");
   s.k = head_norm_rope(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm");
   attention(l, s);
-  const Matrix o = linear(l.at("self_attn.o_proj"), s.attention);
+  Matrix o = linear(l.at("self_attn.o_proj"), s.attention);
+  add_bias(l.params, l.bias("self_attn.o_proj"), o);
   axpy(1.0, o.row(0), x.row(0), x.rows * x.columns);
   s.x2 = x;
   s.h2 = norm_rows(x, l.at("post_attention_layernorm"), eps);
@@ -341,10 +379,15 @@ void backward_layer(const Layer& l, const ReferenceLayer& s, Matrix& dx, Referen
                      g.at(l.name("post_attention_layernorm")));
   Matrix d_attention(s.attention.rows, s.attention.columns), dq(s.q.rows, s.q.columns),
       dk(s.k.rows, s.k.columns), dv(s.v.rows, s.v.columns);
+  add_bias_backward(g, l.bias("self_attn.o_proj"), dx);
   through("self_attn.o_proj", s.attention, dx, d_attention);
   attention_backward(l, s, d_attention, dq, dk, dv);
   dq = head_norm_rope_backward(l, s.q_raw, l.c.num_heads, "self_attn.q_norm", std::move(dq), g);
   dk = head_norm_rope_backward(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm", std::move(dk), g);
+  clip_backward(s.v, l.c.clip_qkv, dv);
+  add_bias_backward(g, l.bias("self_attn.q_proj"), dq);
+  add_bias_backward(g, l.bias("self_attn.k_proj"), dk);
+  add_bias_backward(g, l.bias("self_attn.v_proj"), dv);
   through("self_attn.q_proj", s.h1, dq, dh1);
   through("self_attn.k_proj", s.h1, dk, dh1);
   through("self_attn.v_proj", s.h1, dv, dh1);

@@ -56,6 +56,7 @@ void initialize(Weights& weights, std::uint64_t seed) {
       std::fill_n(data, view.count(), numerics::to_bf16(1.0f));
       continue;
     }
+    if (param.kind == ParamKind::kBias) continue;  // zero
     const std::int64_t K = param.shape[param.shape.rank - 1];
     const std::int64_t N = param.shape[param.shape.rank - 2];
     for (const ParamPart& part : param.parts)

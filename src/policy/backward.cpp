@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "model/operands.h"
+#include "ops/bias.h"
 #include "ops/cast.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
@@ -188,10 +189,20 @@ void project_heads_backward(const LayerBackward& l, const TensorView& d_out_THK,
                       x_TN.reshape(d_out_THK.shape));
   ops::head_norm_rope_backward(ctx, d_out_THK, {x_TN, 0}, none, batch.positions_T, model.cos_PK,
                                model.sin_PK, none, {d_TN, 0}, none);
+  if (c.clip_qkv > 0) {  // what the norm gave, once more
+    const TensorView h_TN = l.bf16({T, N}), rstd_T = l.fp32({T});
+    ops::rms_norm(ctx, x_TN, none, l.weight(norm), c.rms_eps, x_TN, h_TN, rstd_T);
+    ops::clip_backward(ctx, h_TN, model::clip_limit(c), d_TN);
+  }
   const TensorView dx_TN = l.bf16({T, N});
   ops::rms_norm_backward(ctx, d_TN, none, x_TN, l.weight(norm), rstd, dx_TN, l.grad(norm));
   ops::head_norm_rope_backward(ctx, dx_TN.reshape(d_out_THK.shape), {s.qkv_TN, column}, none,
                                batch.positions_T, none, none, none, {d_qkv_TN, column}, none);
+}
+
+// `bias` -1: the linear has none.
+void bias_backward(const LayerBackward& l, int bias, const TensorView& dy_TN) {
+  if (bias >= 0) ops::bias_backward(l.ctx, dy_TN, l.grad(bias).reshape({dy_TN.dim(1)}));
 }
 
 // dx_TD: gradient of the residual stream behind the attention in, of the one before out.
@@ -204,6 +215,7 @@ void attention_part_backward(const LayerBackward& l, const TensorView& dx_TD) {
                      K = c.head_dim;
   const TensorView none;
   const TensorView d_attention_TN = l.bf16({T, H * K});
+  bias_backward(l, p.o_bias, dx_TD);
   linear_backward(ctx, model, p.o, dx_TD,
                   {s.attention_THK.reshape({T, H * K}), s.attention_columns}, dense, none,
                   d_attention_TN, grads, counters.group(model::kAttentionOutput));
@@ -217,8 +229,10 @@ void attention_part_backward(const LayerBackward& l, const TensorView& dx_TD) {
   tensor::fill_bytes(ctx, d_qkv_TN, 0);  // the padding stays zero
   project_heads_backward(l, dq_THK, table.q_column, p.q_norm, s.q_rstd_TH, d_qkv_TN);
   project_heads_backward(l, dk_TJK, table.k_column, p.k_norm, s.k_rstd_TJ, d_qkv_TN);
+  if (c.clip_qkv > 0) ops::clip_backward(ctx, s.v_TJK, model::clip_limit(c), dv_TJK);
   ops::head_norm_rope_backward(ctx, dv_TJK, {s.qkv_TN, table.v_column}, none, batch.positions_T,
                                none, none, none, {d_qkv_TN, table.v_column}, none);
+  bias_backward(l, p.qkv_bias, d_qkv_TN);
   linear_backward(ctx, model, p.qkv, d_qkv_TN, {s.h1_TD, s.h1_columns}, dense, none, d_h1_TD, grads,
                   counters.group(model::kAttentionInput));
   ops::rms_norm_backward(ctx, d_h1_TD, dx_TD, s.x1_TD, l.weight(p.input_norm), s.rstd1_T, dx_TD,

@@ -112,6 +112,7 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
     for (const tensor::Context& ctx : {cpu, gpu}) {
       model::Weights weights = model::make_weights(rollout::test::tiny_config(128));
       model::initialize(weights, 1);
+      model::randomize_biases(weights);
       model::move_to(ctx, weights);
       const auto quantized = model::quantized_for(ctx, weights, precision_of(fp8));
       const model::RopeTables rope = model::make_rope_tables(ctx, weights.config);
@@ -145,6 +146,7 @@ std::vector<data::Trajectory> generate(
     const model::ModelConfig& config = rollout::test::tiny_config(128)) {
   model::Weights weights = model::make_weights(config);
   model::initialize(weights, 1);
+  model::randomize_biases(weights);
   model::move_to(ctx, weights);
   const auto quantized = model::quantized_for(ctx, weights, precision_of(true));
   const model::RopeTables rope = model::make_rope_tables(ctx, weights.config);

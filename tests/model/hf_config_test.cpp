@@ -112,7 +112,7 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
       {"architectures", json::array()},
       {"architectures", nullptr},
       {"model_type", "qwen2_moe"},
-      {"attention_bias", true},
+      {"attention_bias", 1},
       {"attention_dropout", 0.1},
       {"hidden_act", "gelu"},
       {"use_sliding_window", true},
@@ -286,11 +286,13 @@ TEST(HfConfig, options_of_a_family_that_are_not_supported_are_refused_by_name) {
   refused(golden("mixtral"), "norm_topk_prob", true);
   refused(golden("mixtral"), "attention_bias", true);
   refused(golden("mixtral"), "mlp_only_layers", {0});
-  refused(golden("olmoe"), "clip_qkv", 8.0);
-  refused(golden("olmoe"), "attention_bias", true);
+  refused(golden("olmoe"), "clip_qkv", 0.0);
+  refused(golden("olmoe"), "clip_qkv", -8.0);
+  refused(golden("olmoe"), "clip_qkv", 1e39);
+  refused(golden("olmoe"), "clip_qkv", "8");
+  refused(golden("mixtral"), "clip_qkv", 8.0);
   refused(golden("olmoe"), "head_dim", 32);
   refused(llama(), "mlp_bias", true);
-  refused(llama(), "attention_bias", true);
   refused(llama(), "sliding_window", 128);
   refused(llama(), "num_experts", 8);
   refused(llama(), "intermediate_size", 0);
