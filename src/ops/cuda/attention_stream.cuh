@@ -21,7 +21,8 @@ struct StreamPlan {
   static constexpr int kBlockBytes = kBlock * kWidth * 2;
   static constexpr int kPanelBytes = kBlock * 128;
   static constexpr int kBarriers = kQueryBytes + 2 * kStages * kBlockBytes;  // offset
-  static constexpr int kMerged = kBarriers + 128;                            // offset
+  static constexpr int kBroken = kBarriers + 128;                            // offset
+  static constexpr int kMerged = kBroken + kWidth * 4;                       // offset
   static constexpr int kAlign = 1024;
   static constexpr int bytes(bool several_splits) {
     return kAlign + kMerged + (several_splits ? kRows * kWidth * 4 : 0);
@@ -125,8 +126,12 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const auto k_free = [&](int stage) { return k_full(stage) + 8; };
   const auto v_full = [&](int stage) { return k_full(stage) + 16; };
   const auto v_free = [&](int stage) { return k_full(stage) + 24; };
+  const std::uint32_t raw = k_full(kStages);  // values that are not fit for use yet
+  const BrokenValues broken{reinterpret_cast<int*>(unaligned + (base - start) + Plan::kBroken)};
+  broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
     mbarrier_init(q_full, 1);
+    mbarrier_init(raw, 1);
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init(k_full(i), 1);
       mbarrier_init(v_full(i), 1);
@@ -162,19 +167,21 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
       for (int panel = 0; panel < Plan::kPanels; ++panel)
         tma_load_3d(base + panel * kRows * 128, &maps.q, q_full, panel * 64, h, row + first);
     }
+    std::uint32_t raw_parity = 0;
     for (int b = 0; b < blocks; ++b) {
       const int stage = b % kStages;
       const std::uint32_t parity = static_cast<std::uint32_t>(b / kStages % 2) ^ 1u;
       mbarrier_wait(k_free(stage), parity);
       load(k_at(stage), &maps.k, k_full(stage), b);
       mbarrier_wait(v_free(stage), parity);
-      if ((b + 1) * kBlock <= seq.keys) {
-        load(v_at(stage), &maps.v, v_full(stage), b);
-      } else {
-        load_some_rows<kWidth, kBlock>(
-            a.v + j * kWidth, a.kv_heads * kWidth, v_at(stage),
-            [&](int r) { return key_row(a, seq, s, b * kBlock + r, seq.keys); });
-        finish_last_rows();
+      const int late = seq.first_position + first + 1 - b * kBlock;  // keys not all rows see
+      load(v_at(stage), &maps.v, late < kBlock ? raw : v_full(stage), b);
+      if (late < kBlock) {
+        mbarrier_wait(raw, raw_parity);
+        raw_parity ^= 1;
+        check_values<Plan::kPanels>(v_at(stage), late, b * kBlock, end, broken);
+        fence_async_shared();
+        __syncwarp();
         if (leader) mbarrier_arrive(v_full(stage));
       }
       __syncwarp();
@@ -270,6 +277,9 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     }
   }
 
+#pragma unroll
+  for (int i = 0; i < kWidth / 2; ++i)
+    o[i] = broken.value(o[i], position[i / 2 % 2], i / 4 * 8 + lane % 4 * 2 + i % 2);
   // Through this warp's rows of q in shared memory, which nobody reads any more, 16 bytes a thread
   // to memory.
   const float inverse[2] = {1.0f / merged_l[0], 1.0f / merged_l[1]};
