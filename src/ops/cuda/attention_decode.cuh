@@ -87,7 +87,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
   extern __shared__ __align__(16) unsigned char shared[];
   const DecodeShared layout(kWidth, kSlots);
   int* rows = reinterpret_cast<int*>(shared + layout.rows);
-  const BrokenValues broken{reinterpret_cast<int*>(shared + layout.broken)};
+  const BrokenValues broken{shared_address(shared + layout.broken)};
   float* pairs = reinterpret_cast<float*>(shared + layout.pairs);
   float* warp_max = reinterpret_cast<float*>(shared + layout.highest);
   float* totals = reinterpret_cast<float*>(shared + layout.total);

@@ -98,7 +98,7 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
   unsigned char* shared = unaligned + (base - start);
   const std::uint32_t raw = base + Plan::kBarriers;
   const auto full = [&](int i) { return raw + 8 + i % kSlots * 16; };
-  const BrokenValues broken{reinterpret_cast<int*>(shared + Plan::kBroken)};
+  const BrokenValues broken{base + Plan::kBroken};
   broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
     mbarrier_init(raw, 1);

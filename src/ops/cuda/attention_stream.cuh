@@ -127,7 +127,7 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const auto v_full = [&](int stage) { return k_full(stage) + 16; };
   const auto v_free = [&](int stage) { return k_full(stage) + 24; };
   const std::uint32_t raw = k_full(kStages);  // values that are not fit for use yet
-  const BrokenValues broken{reinterpret_cast<int*>(unaligned + (base - start) + Plan::kBroken)};
+  const BrokenValues broken{base + Plan::kBroken};
   broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
     mbarrier_init(q_full, 1);

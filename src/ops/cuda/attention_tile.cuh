@@ -66,7 +66,7 @@ __global__ __launch_bounds__(kThreads) void attention_tile_kernel(AttentionArgs 
   extern __shared__ __align__(16) unsigned char shared[];
   const TileShared layout(kWidth, kSlots, several_splits);
   int* rows = reinterpret_cast<int*>(shared + layout.rows);
-  const BrokenValues broken{reinterpret_cast<int*>(shared + layout.broken)};
+  const BrokenValues broken{shared_address(shared + layout.broken)};
   float* merged = reinterpret_cast<float*>(shared + layout.merged) + threadIdx.x;
   const int s = blockIdx.z, j = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Sequence seq(a, s);
