@@ -67,6 +67,9 @@ class GpuTest : public ::testing::Test {
     static const Context shared = tensor::cuda_context(gpu_arena());
     gpu = shared;
     gpu_arena().reset();
+    // Scratch that nobody wrote is NaN, not the zeros that fresh memory has.
+    tensor::fill_bytes(gpu, gpu_arena().take(DType::kE4m3, {kPoisoned}), 0xFF);
+    gpu_arena().reset();
     cpu = tensor::cpu_context(cpu_arena_);
   }
   void TearDown() override {
@@ -79,6 +82,7 @@ class GpuTest : public ::testing::Test {
 
  private:
   static constexpr std::int64_t kGuard = 4096;
+  static constexpr std::int64_t kPoisoned = std::int64_t{64} << 20;
 
   static tensor::Arena& gpu_arena() {
     static auto* arena = new tensor::Arena(Device::kCuda);  // not destroyed: the driver goes first
