@@ -13,7 +13,7 @@
 set -uo pipefail
 
 tools="memcheck racecheck initcheck synccheck"
-filter='-ModelGpu.*:RepeatGpu.*:RunGpu.*:MemoryPlanGpu.*:FailureGpu*'
+filter='-ModelGpu.*:RepeatGpu.*:InvarianceGpu.*:RunGpu.*:MemoryPlanGpu.*:FailureGpu*'
 jobs=$(nproc)
 if ((jobs > 16)); then jobs=16; fi
 seconds=300 logs="" times=0
