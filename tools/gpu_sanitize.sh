@@ -10,16 +10,17 @@
 #   --seconds N                    time limit of one test under one tool (default 300)
 #   --logs FOLDER                  keep the logs of all runs there (default: a temporary folder)
 #   --times                        print the slowest runs, too
+#   --all-sizes                    the tests with all their sizes, not LOCKSTEP_TEST_SIZES=few
 set -uo pipefail
 
 tools="memcheck racecheck initcheck synccheck"
 filter='-ModelGpu.*:RepeatGpu.*:InvarianceGpu.*:RunGpu.*:MemoryPlanGpu.*:FailureGpu*'
 jobs=$(nproc)
 if ((jobs > 16)); then jobs=16; fi
-seconds=300 logs="" times=0
+seconds=300 logs="" times=0 whole=0
 program=${1:-}
 if [[ ! -x "$program" ]]; then
-  sed -n 's/^# \{0,1\}//p' "$0" | head -12
+  sed -n 's/^# \{0,1\}//p' "$0" | head -13
   exit 2
 fi
 shift
@@ -31,6 +32,7 @@ while (($# > 0)); do
     --seconds) seconds=$2 ;;
     --logs) logs=$2 ;;
     --times) times=1; shift; continue ;;
+    --all-sizes) whole=1; shift; continue ;;
     *) echo "gpu_sanitize: unknown option $1" >&2; exit 2 ;;
   esac
   shift 2
@@ -71,7 +73,8 @@ run_one() {
 }
 export -f run_one
 export logs seconds sanitizer program
-export OMP_WAIT_POLICY=passive
+export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+if ((! whole)); then export LOCKSTEP_TEST_SIZES=few; fi
 
 for tool in $tools; do
   for test in $tests; do echo "$tool $test"; done

@@ -48,6 +48,7 @@ class AttentionNanGpu : public GpuTest {
   // or the key. Queries before them must not change; those that see a bad value are NaN in its
   // column and unchanged in the others. (What a bad key does to those that see it is left open.)
   void expect_bad_keys_stay_with_their_queries(Rng& rng, const ServedCase& x) {
+    if (left_out(5)) return;
     const AttentionSizes& n = x.sizes;
     const std::int64_t T = x.q_THK.view().dim(0), group = n.H / n.J;
     std::string what = text(n) + " page " + std::to_string(x.page_size) + " parts";

@@ -86,6 +86,7 @@ TEST_F(InvarianceGpu, AnswersOfAWideModelAreThePolicysWhateverTheOptions) {
         expect_same(o, fmt::format("batch {}, eager {}", batch, eager));
         EXPECT_EQ(stats.graph_steps == 0, eager);
       }
+    std::int64_t preemptions = 0;
     for (const int chunk : {7, 48, 64, 130, 2000})
       for (const int page : {8, 64}) {
         Options o;
@@ -93,11 +94,12 @@ TEST_F(InvarianceGpu, AnswersOfAWideModelAreThePolicysWhateverTheOptions) {
         o.block_size = page;
         o.max_num_batched_tokens = 700;
         o.enable_prefix_sharing = chunk % 2 == 0;
-        o.num_blocks = 3000 / page;  // some are preempted
+        o.num_blocks = 2400 / page;
         o.shuffle_pages = 5;
         expect_same(o, fmt::format("chunks of {}, pages of {}", chunk, page));
-        EXPECT_GT(stats.preemptions, 0);
+        preemptions += stats.preemptions;
       }
+    EXPECT_GT(preemptions, 0);
 
     // The policy's log-probabilities of the same answers, all sequences packed as in training.
     std::vector<data::TrainSequence> sequences;

@@ -111,11 +111,10 @@ class RunGpu : public ::testing::Test {
 
   std::string log_of(const std::string& name) const {
     std::string text;
-    for (const auto& entry : fs::directory_iterator(dir / name))
-      if (entry.path().extension() == ".log") {
-        std::ifstream in(entry.path());
-        text.append(std::istreambuf_iterator<char>(in), {});
-      }
+    for (const auto& entry : fs::directory_iterator(dir / name / "logs")) {
+      std::ifstream in(entry.path());
+      text.append(std::istreambuf_iterator<char>(in), {});
+    }
     return text;
   }
 
@@ -131,7 +130,6 @@ void expect_within_plan(const std::string& memory) {
       << memory;
   for (int i = 0; i < 2; ++i) {
     EXPECT_LE(used[i], planned[i]) << memory;
-    EXPECT_GT(planned[i], 0) << memory;
   }
 }
 
@@ -163,7 +161,8 @@ TEST_F(RunGpu, LearningHasTheWeightsOfTheCpuAndKeepsToItsPlan) {
 TEST_F(RunGpu, MemoryThatRunsOutIsAMessageAndTheNextRunIsFine) {
   const fs::path model = small_model();
   RunConfig too_many_pages = rl_config("pages", "cuda", model, 2);
-  too_many_pages.policy.generation.num_blocks = std::int64_t{1} << 31;
+  too_many_pages.policy.generation.block_size = 128;
+  too_many_pages.policy.generation.num_blocks = 16000000;
   RunConfig too_long = rl_config("long", "cuda", model, 2);
   too_long.policy.max_total_sequence_length = 250;
   too_long.policy.train_micro_batch_size = 4000000;

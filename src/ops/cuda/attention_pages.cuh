@@ -57,20 +57,22 @@ __device__ __forceinline__ void fetch_pages(const AttentionArgs& a, const Sequen
       const std::uint32_t full = raw + 8 + slot * 16, to = base + slot * Plan::kSlotBytes;
       const bool checked = values == 1 && late < kBlock;
       mbarrier_wait(full + 8, static_cast<std::uint32_t>(i / kSlots % 2) ^ 1u);
-      if (lane == 0) mbarrier_arrive_expect(checked ? raw : full, Plan::kSlotBytes);
-      __syncwarp();
+      const std::uint32_t barrier = checked ? raw : full;
+      if (lane == 0)
+        mbarrier_arrive_expect(barrier, Plan::kSlotBytes);
+      else
+        mbarrier_arrive(barrier);
       if (offset < kBlock)
 #pragma unroll
         for (int panel = 0; panel < Plan::kPanels; ++panel)
           tma_load_3d(to + panel * Plan::kPanelBytes + offset * 128,
-                      values == 1 ? &maps.v : &maps.k, checked ? raw : full, panel * 64, j, row,
+                      values == 1 ? &maps.v : &maps.k, barrier, panel * 64, j, row,
                       L2Hint::kEvictFirst);
       if (!checked) continue;
       mbarrier_wait(raw, parity);
       parity ^= 1;
       check_values<Plan::kPanels>(to, late, block, end, broken);
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(full);
+      mbarrier_arrive(full);
     }
   }
 }
@@ -101,9 +103,9 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
   const BrokenValues broken{base + Plan::kBroken};
   broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
-    mbarrier_init(raw, 1);
+    mbarrier_init(raw, 32);  // the lanes that fetch
     for (int i = 0; i < kSlots; ++i) {
-      mbarrier_init(full(i), 1);
+      mbarrier_init(full(i), 32);
       mbarrier_init(full(i) + 8, kWarps);
     }
     fence_barrier_init();
