@@ -106,7 +106,7 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
     mbarrier_init(raw, 32);  // the lanes that fetch
     for (int i = 0; i < kSlots; ++i) {
       mbarrier_init(full(i), 32);
-      mbarrier_init(full(i) + 8, kWarps);
+      mbarrier_init(full(i) + 8, 32 * kWarps);
     }
     fence_barrier_init();
   }
@@ -155,10 +155,7 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
     const auto wait = [&](int i) {
       mbarrier_wait(full(i), static_cast<std::uint32_t>(i / kSlots % 2));
     };
-    const auto release = [&](int i) {
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(full(i) + 8);
-    };
+    const auto release = [&](int i) { mbarrier_arrive(full(i) + 8); };
     wait(2 * b);
     float p[kKeys / 8][4] = {};
 #pragma unroll
