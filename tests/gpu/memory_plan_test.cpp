@@ -51,7 +51,7 @@ TEST_F(MemoryPlanGpu, StepsTakeNothingBeyondIt) {
       step(3, 20);
       step(kSequences, kLength);
       step(kSequences - 1, kLength);
-      EXPECT_EQ(p.saved.peak_bytes(), plan.activations);
+      EXPECT_LE(p.saved.peak_bytes(), plan.activations);
       EXPECT_LE(workspace.peak_bytes(), plan.workspace);
       EXPECT_GE(plan.activations, std::size_t{1} << 20);
       // A larger one shows.

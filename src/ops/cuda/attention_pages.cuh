@@ -57,22 +57,20 @@ __device__ __forceinline__ void fetch_pages(const AttentionArgs& a, const Sequen
       const std::uint32_t full = raw + 8 + slot * 16, to = base + slot * Plan::kSlotBytes;
       const bool checked = values == 1 && late < kBlock;
       mbarrier_wait(full + 8, static_cast<std::uint32_t>(i / kSlots % 2) ^ 1u);
-      const std::uint32_t barrier = checked ? raw : full;
-      if (lane == 0)
-        mbarrier_arrive_expect(barrier, Plan::kSlotBytes);
-      else
-        mbarrier_arrive(barrier);
+      if (lane == 0) mbarrier_arrive_expect(checked ? raw : full, Plan::kSlotBytes);
+      __syncwarp();
       if (offset < kBlock)
 #pragma unroll
         for (int panel = 0; panel < Plan::kPanels; ++panel)
           tma_load_3d(to + panel * Plan::kPanelBytes + offset * 128,
-                      values == 1 ? &maps.v : &maps.k, barrier, panel * 64, j, row,
+                      values == 1 ? &maps.v : &maps.k, checked ? raw : full, panel * 64, j, row,
                       L2Hint::kEvictFirst);
       if (!checked) continue;
       mbarrier_wait(raw, parity);
       parity ^= 1;
       check_values<Plan::kPanels>(to, late, block, end, broken);
-      mbarrier_arrive(full);
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(full);
     }
   }
 }
@@ -103,10 +101,10 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
   const BrokenValues broken{base + Plan::kBroken};
   broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
-    mbarrier_init(raw, 32);  // the lanes that fetch
+    mbarrier_init(raw, 1);
     for (int i = 0; i < kSlots; ++i) {
-      mbarrier_init(full(i), 32);
-      mbarrier_init(full(i) + 8, 32 * kWarps);
+      mbarrier_init(full(i), 1);
+      mbarrier_init(full(i) + 8, kWarps);
     }
     fence_barrier_init();
   }
@@ -155,7 +153,10 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
     const auto wait = [&](int i) {
       mbarrier_wait(full(i), static_cast<std::uint32_t>(i / kSlots % 2));
     };
-    const auto release = [&](int i) { mbarrier_arrive(full(i) + 8); };
+    const auto release = [&](int i) {
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(full(i) + 8);
+    };
     wait(2 * b);
     float p[kKeys / 8][4] = {};
 #pragma unroll

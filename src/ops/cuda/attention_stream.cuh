@@ -119,8 +119,6 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const int last = first + kRows < seq.queries ? first + kRows : seq.queries;
   const int end = seq.first_position + last;
   const int blocks = (end + kBlock - 1) / kBlock;
-  // Where the second time starts in the ring: with the stage and the parity of the first.
-  const int again = (blocks + 2 * kStages - 1) / (2 * kStages) * (2 * kStages);
 
   const std::uint32_t start = shared_address(unaligned);
   const std::uint32_t base = (start + Plan::kAlign - 1) / Plan::kAlign * Plan::kAlign;
@@ -177,21 +175,13 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
         tma_load_3d(base + panel * kRows * 128, &maps.q, q_full, panel * 64, h, row + first);
     }
     std::uint32_t raw_parity = 0;
-    for (int i = 0; i < again + blocks; ++i) {
+    for (int i = 0; i < 2 * blocks; ++i) {
       if (i == blocks) {
         mbarrier_wait(judged, 0);
         if (*repeat == 0) return;
       }
-      const int b = i % again, stage = i % kStages;
+      const int b = i % blocks, stage = i % kStages;
       const std::uint32_t parity = static_cast<std::uint32_t>(i / kStages % 2) ^ 1u;
-      if (b >= blocks) {  // empty-handed to where the second time starts
-        mbarrier_wait(k_free(stage), parity);
-        mbarrier_wait(v_free(stage), parity);
-        if (leader) mbarrier_arrive(k_full(stage));
-        if (leader) mbarrier_arrive(v_full(stage));
-        __syncwarp();
-        continue;
-      }
       mbarrier_wait(k_free(stage), parity);
       load(k_at(stage), &maps.k, k_full(stage), b);
       mbarrier_wait(v_free(stage), parity);
@@ -220,23 +210,20 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const int row = first + group * 64 + warp * 16 + lane / 4;  // and row + 8
   const int position[2] = {seq.first_position + row, seq.first_position + row + 8};
   const int lowest = seq.first_position + first + group * 64;
-  const auto wait_keys = [&](int b) {
-    mbarrier_wait(k_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
-  };
-  const auto wait_values = [&](int b) {
-    mbarrier_wait(v_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
-  };
+  int done = 0;  // blocks of the first time
   const auto scores = [&](float(&x)[64], int b) {
-    wait_keys(b);
+    const int i = done + b;
+    mbarrier_wait(k_full(i % kStages), static_cast<std::uint32_t>(i / kStages % 2));
     wgmma_fence();
-    stream_scores<kWidth>(x, q, k_at(b % kStages));
+    stream_scores<kWidth>(x, q, k_at(i % kStages));
     wgmma_commit();
   };
   float o[kWidth / 2];
   const auto values = [&](const std::uint32_t(&p)[8][4], int b, bool add) {
-    wait_values(b);
+    const int i = done + b;
+    mbarrier_wait(v_full(i % kStages), static_cast<std::uint32_t>(i / kStages % 2));
     wgmma_fence();
-    stream_values<kWidth>(o, p, v_at(b % kStages), add);
+    stream_values<kWidth>(o, p, v_at(i % kStages), add);
     wgmma_commit();
   };
   const auto softmax = [&](float(&x)[64], int b, StreamRows& w, float(&corr)[2]) {
@@ -247,16 +234,15 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
       stream_softmax<false>(x, seen, c, w, corr);
   };
   const auto release_keys = [&](int b) {
-    if (signals) mbarrier_arrive(k_free(b % kStages));
+    if (signals) mbarrier_arrive(k_free((done + b) % kStages));
   };
   const auto release_values = [&](int b) {
-    if (signals) mbarrier_arrive(v_free(b % kStages));
+    if (signals) mbarrier_arrive(v_free((done + b) % kStages));
   };
 
   float merged_m[2], merged_l[2];
   mbarrier_wait(q_full, 0);
   constexpr int kSplitBlocks = kSplit / kBlock;
-  bool repeated = false;
   while (true) {
     for (int split = 0; split < blocks; split += kSplitBlocks) {
       const int split_end = split + kSplitBlocks < blocks ? split + kSplitBlocks : blocks;
@@ -310,7 +296,7 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
       }
     }
 
-    if (repeated) break;
+    if (done > 0) break;
     bool nan = false;
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i)
@@ -320,17 +306,10 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     named_sync(kTogether, 128 * Plan::kGroups);
     if (thread == 0) mbarrier_arrive(judged);
     if (*repeat == 0) break;
-    repeated = true;
-    for (int b = blocks; b < again; ++b) {
-      wait_keys(b);
-      wait_values(b);
-      named_sync(1 + group, 128);
-      release_keys(b);
-      release_values(b);
-    }
+    done = blocks;
   }
 
-  if (repeated)
+  if (done > 0)
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i)
       o[i] = broken.value(o[i], position[i / 2 % 2], i / 4 * 8 + lane % 4 * 2 + i % 2);
