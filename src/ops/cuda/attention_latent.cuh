@@ -22,15 +22,15 @@ struct LatentPlan {
   static_assert(kBytes <= kSharedMemory);
 };
 
-// What splits leave: [tiles, splits, 64 rows], where a CTA has one split of a tile.
+// What splits leave: [splits, tiles, 64 rows], where a CTA has one split of a tile.
 struct LatentStates {
   float *m, *l, *o;  // o: [.., Kv]
   int splits;        // 0: a CTA goes through all of a tile's splits itself
   float4* merged;    // there: [CTAs, 32, 256], what its threads have merged so far
 };
 
-template <bool kSplits>
-__global__ void __launch_bounds__(kLatentThreads, 1)
+template <bool kSplits, int kCtas>
+__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 1)
     attention_latent_kernel(AttentionArgs a, float c, LatentShape n, LatentStates states,
                             const __grid_constant__ CUtensorMap q_map,
                             const __grid_constant__ CUtensorMap k_map) {
@@ -52,11 +52,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
     mbarrier_init(q_free, 8);
     for (int p = 0; p < kLatentPanels; ++p) {
       mbarrier_init(full(p), 4);
-      mbarrier_init(free(p), p == kLatentPanels - 1 ? 8 : 4);
+      mbarrier_init(free(p), (p == kLatentPanels - 1 ? 8 : 4) * kCtas);
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  sync_ctas<kCtas>();
 
   const int warpgroup = warpgroup_index();
   const int lane = static_cast<int>(threadIdx.x) % 32,
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
   // The item's tile and its blocks; false: nothing to do.
   int split = 0, first_block = 0, end_block = 0;
   const auto locate = [&](std::int64_t item) {
-    split = kSplits ? static_cast<int>(item % states.splits) : 0;
-    if (!tile.locate(a, n, kSplits ? item / states.splits : item)) return false;
+    split = kSplits ? static_cast<int>(item / n.tiles) : 0;
+    if (!tile.locate(a, n, kSplits ? item % n.tiles : item)) return false;
     const int blocks = (tile.end + kBlock - 1) / kBlock;
     first_block = split * kSplitBlocks;
     end_block = kSplits ? min(blocks, first_block + kSplitBlocks) : blocks;
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         const bool whole = n.piece >= 8 && (b + 1) * kBlock <= tile.end;
         for (int p = 0; p < n.panels; ++p) {
           mbarrier_wait(free(p), parity ^ 1);
-          load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p), warp,
-                         n.piece, whole, &k_map, full(p));
+          load_key_panel<kCtas>(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p),
+                                warp, n.piece, whole, &k_map, full(p));
         }
         if (whole) continue;
         finish_last_rows();
@@ -101,6 +101,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         __syncwarp();
       }
     }
+    __syncwarp();
+    if (kCtas > 1) cluster_sync();
     return;
   }
 
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       for (int i = 0; i < 8; ++i) load_matrix_x4(operand_at(p_at, warp, lane, i), p[i]);
       if (n.panels == kLatentPanels) {
         fence_async_shared();
-        release(free(kLatentPanels - 1));
+        release_panel<kCtas>(free(kLatentPanels - 1));
       }
 
       // 3. Output: panels group, group + 2, ..
@@ -230,7 +232,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       const auto done = [&](int i) {
         keep_registers(o[i]);
         const int panel = 2 * i + group;
-        if (panel < n.panels) release(free(panel));
+        if (panel < n.panels) release_panel<kCtas>(free(panel));
       };
       wgmma_wait<3>();
       done(0);
@@ -315,6 +317,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       }
     }
   }
+  __syncwarp();
+  if (kCtas > 1) cluster_sync();
 }
 
 // The splits of a row in ascending order; a CTA a row.
@@ -326,9 +330,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (!tile.locate(a, n, blockIdx.x) || row >= tile.rows || tile.end <= kSplit) return;
   const int splits = (tile.end + kSplit - 1) / kSplit, Kv = static_cast<int>(a.value_width);
   const std::int64_t place = tile.token * a.heads + tile.head + row;
-  const auto state = [&](int split) {
-    return (std::int64_t{blockIdx.x} * states.splits + split) * kLatentRows + row;
-  };
+  const auto state = [&](int split) { return (split * n.tiles + blockIdx.x) * kLatentRows + row; };
   for (int d = static_cast<int>(threadIdx.x); d < Kv; d += kMergeThreads) {
     float m = states.m[state(0)], l = states.l[state(0)], o = states.o[state(0) * Kv + d];
     for (int split = 1; split < splits; ++split) {
