@@ -63,6 +63,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
             warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const std::int64_t items = kSplits ? n.tiles * states.splits : n.tiles;
   constexpr int kSplitBlocks = kSplit / kBlock;
+  const bool copied = n.piece >= 8;
   std::uint32_t q_parity = 0, parity = 0;  // of the tile's and of the block's barriers
   LatentTile tile;
   // The item's tile and its blocks; false: nothing to do.
@@ -89,13 +90,12 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       }
       q_parity ^= 1;
       for (int b = first_block; b < end_block; ++b, parity ^= 1) {
-        const bool whole = n.piece >= 8 && (b + 1) * kBlock <= tile.end;
         for (int p = 0; p < n.panels; ++p) {
           mbarrier_wait(free(p), parity ^ 1);
           load_key_panel<kCtas>(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p),
-                                warp, n.piece, whole, &k_map, full(p));
+                                warp, n.piece, copied, &k_map, full(p));
         }
-        if (whole) continue;
+        if (copied) continue;
         finish_last_rows();
         for (int p = 0; p < n.panels && lane == 0; ++p) mbarrier_arrive(full(p));
         __syncwarp();
@@ -152,6 +152,11 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       wgmma_wait<0>();
       keep_registers(x);
       if (b + 1 == end_block) release(q_free);
+      if (copied && tile.end - b * kBlock < kBlock) {
+        for (int p = 0; p < kLatentPanels - 1; ++p)
+          clear_keys<256>(keys_at(p), tile.end - b * kBlock, static_cast<int>(threadIdx.x));
+        fence_async_shared();
+      }
 
       // 2. Softmax. The barrier also says that nobody reads the last panel any more.
       const int last = tile.end - 1 - b * kBlock - group * 64;  // visible column of mine

@@ -47,18 +47,18 @@ struct LatentTile {
   }
 };
 
-// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence. `whole`:
-// all of them are there and may come by the copy engine; the CTAs of a cluster, which all need the
-// panel, bring 128 / kCtas rows each, a warp a quarter of these, to the memory of all of them. Else
-// copies of 16 bytes to this CTA alone, a warp a quarter of the panel, zeros from `end` on; the
-// barrier is then told by the caller.
+// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence.
+// `copied`: they may come by the copy engine, with anything in the place of absent ones; the CTAs
+// of a cluster, which all need the panel, bring 128 / kCtas rows each, a warp a quarter of these,
+// to the memory of all of them. Else copies of 16 bytes to this CTA alone, a warp a quarter of the
+// panel, zeros from `end` on; the barrier is then told by the caller.
 template <int kCtas>
 __device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& seq, int s, int j,
                                       int end, int first, int panel, std::uint32_t to, int warp,
-                                      int piece, bool whole, const CUtensorMap* map,
+                                      int piece, bool copied, const CUtensorMap* map,
                                       std::uint32_t full) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (whole) {
+  if (copied) {
     constexpr int kRows = kLoadRows / kCtas;
     const int rank = kCtas > 1 ? static_cast<int>(cluster_rank()) : 0;
     const int at = (rank * 4 + warp) * kRows + lane * piece;
@@ -97,6 +97,17 @@ __device__ inline void release_panel(std::uint32_t barrier) {
   } else if (lane < kCtas) {
     mbarrier_arrive_at(barrier, lane);
   }
+}
+
+// Rows [begin, 128) of a panel to zero, by kThreads threads of which this is number `thread`: what
+// the copy engine brought behind the keys may hold anything. Then they synchronise.
+template <int kThreads>
+__device__ inline void clear_keys(std::uint32_t panel, int begin, int thread) {
+  for (int r = begin + thread / 8; r < kBlock; r += kThreads / 8)
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
+                     panel + static_cast<std::uint32_t>(r * 128 + thread % 8 * 16)),
+                 "r"(0)
+                 : "memory");
 }
 
 // After the barriers were initialised, and before a CTA ends.
