@@ -26,8 +26,7 @@ void attention_latent(const Context& ctx, const AttentionArgs& a) {
     const std::int64_t rows = n.tiles * splits * kLatentRows;
     const LatentStates states{take(rows), take(rows), take(rows * a.value_width),
                               static_cast<int>(splits), nullptr};
-    const auto kernel =
-        latent_pairs(a) ? attention_latent_kernel<true, 2> : attention_latent_kernel<true, 1>;
+    const auto kernel = attention_latent_kernel<true>;
     allow_shared(kernel, LatentPlan::kBytes);
     const unsigned blocks = grid_size(std::min<std::int64_t>(n.tiles * splits, kMultiprocessors));
     kernel<<<blocks, kLatentThreads, LatentPlan::kBytes, stream_of(ctx)>>>(a, c, n, states, q_map,
@@ -41,8 +40,7 @@ void attention_latent(const Context& ctx, const AttentionArgs& a) {
   const std::int64_t blocks = std::min<std::int64_t>(n.tiles, kMultiprocessors);
   float* merged = splits > 1 ? take(blocks * 32 * 256 * 4) : nullptr;
   const LatentStates states{nullptr, nullptr, nullptr, 0, reinterpret_cast<float4*>(merged)};
-  const auto kernel =
-      latent_pairs(a) ? attention_latent_kernel<false, 2> : attention_latent_kernel<false, 1>;
+  const auto kernel = attention_latent_kernel<false>;
   allow_shared(kernel, LatentPlan::kBytes);
   kernel<<<grid_size(blocks), kLatentThreads, LatentPlan::kBytes, stream_of(ctx)>>>(a, c, n, states,
                                                                                     q_map, k_map);

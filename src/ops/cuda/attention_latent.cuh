@@ -29,8 +29,8 @@ struct LatentStates {
   float4* merged;    // there: [CTAs, 32, 256], what its threads have merged so far
 };
 
-template <bool kSplits, int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 1)
+template <bool kSplits>
+__global__ void __launch_bounds__(kLatentThreads, 1)
     attention_latent_kernel(AttentionArgs a, float c, LatentShape n, LatentStates states,
                             const __grid_constant__ CUtensorMap q_map,
                             const __grid_constant__ CUtensorMap k_map) {
@@ -52,11 +52,11 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
     mbarrier_init(q_free, 8);
     for (int p = 0; p < kLatentPanels; ++p) {
       mbarrier_init(full(p), 4);
-      mbarrier_init(free(p), (p == kLatentPanels - 1 ? 8 : 4) * kCtas);
+      mbarrier_init(free(p), p == kLatentPanels - 1 ? 8 : 4);
     }
     fence_barrier_init();
   }
-  sync_ctas<kCtas>();
+  __syncthreads();
 
   const int warpgroup = warpgroup_index();
   const int lane = static_cast<int>(threadIdx.x) % 32,
@@ -92,8 +92,8 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       for (int b = first_block; b < end_block; ++b, parity ^= 1) {
         for (int p = 0; p < n.panels; ++p) {
           mbarrier_wait(free(p), parity ^ 1);
-          load_key_panel<kCtas>(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p),
-                                warp, n.piece, copied, &k_map, full(p));
+          load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p), warp,
+                         n.piece, copied, &k_map, full(p));
         }
         if (copied) continue;
         finish_last_rows();
@@ -101,8 +101,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         __syncwarp();
       }
     }
-    __syncwarp();
-    if (kCtas > 1) cluster_sync();
     return;
   }
 
@@ -206,7 +204,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       for (int i = 0; i < 8; ++i) load_matrix_x4(operand_at(p_at, warp, lane, i), p[i]);
       if (n.panels == kLatentPanels) {
         fence_async_shared();
-        release_panel<kCtas>(free(kLatentPanels - 1));
+        release(free(kLatentPanels - 1));
       }
 
       // 3. Output: panels group, group + 2, ..
@@ -237,7 +235,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       const auto done = [&](int i) {
         keep_registers(o[i]);
         const int panel = 2 * i + group;
-        if (panel < n.panels) release_panel<kCtas>(free(panel));
+        if (panel < n.panels) release(free(panel));
       };
       wgmma_wait<3>();
       done(0);
@@ -322,8 +320,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
       }
     }
   }
-  __syncwarp();
-  if (kCtas > 1) cluster_sync();
 }
 
 // The splits of a row in ascending order; a CTA a row.

@@ -53,10 +53,9 @@ void attention_latent_backward(const Context& ctx, const AttentionArgs& a) {
   LOCKSTEP_CUDA_LAUNCHED("attention_latent_delta");
 
   const LatentShape n = latent_shape(a);
-  const auto d_q = latent_pairs(a) ? latent_d_q_kernel<2> : latent_d_q_kernel<1>;
-  allow_shared(d_q, LatentQueryPlan::kBytes);
+  allow_shared(latent_d_q_kernel, LatentQueryPlan::kBytes);
   const unsigned blocks = grid_size(std::min<std::int64_t>(n.tiles, kMultiprocessors));
-  d_q<<<blocks, kLatentThreads, LatentQueryPlan::kBytes, stream_of(ctx)>>>(
+  latent_d_q_kernel<<<blocks, kLatentThreads, LatentQueryPlan::kBytes, stream_of(ctx)>>>(
       a, c, n, delta_TH, heads_map(a.q, a.width, a, "q_THK"),
       heads_map(a.d_out, a.value_width, a, "d_out_THK"),
       rows_map(a.k, a.width, a.kv_heads, a.rows, n.piece, "k_TJK"));

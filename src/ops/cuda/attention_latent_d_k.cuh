@@ -184,7 +184,10 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
   take_registers<232>();
   const int side = warpgroup, t = lane % 4;
   const int key[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8};
-  const auto release = [&](std::uint32_t barrier) { release_panel<Plan::kCtas>(barrier); };
+  const auto release = [&](std::uint32_t barrier) {
+    __syncwarp();
+    if (lane < Plan::kCtas) mbarrier_arrive_at(barrier, static_cast<std::uint32_t>(lane));
+  };
   // k (or its values) times 32 rows of a stream's panels.
   const auto multiply = [&](float(&x)[16], int stream, int count) {
     for (int p = 0; p < count; ++p) {

@@ -44,8 +44,7 @@ struct LatentQueryPlan {
   static_assert(kBytes <= kSharedMemory);
 };
 
-template <int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 1)
+__global__ void __launch_bounds__(kLatentThreads, 1)
     latent_d_q_kernel(AttentionArgs a, float c, LatentShape n, const float* delta_TH,
                       const __grid_constant__ CUtensorMap q_map,
                       const __grid_constant__ CUtensorMap out_map,
@@ -73,11 +72,11 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
     mbarrier_init(rows_free, 8);
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init(full(i), 4);
-      mbarrier_init(free(i), 8 * kCtas);
+      mbarrier_init(free(i), 8);
     }
     fence_barrier_init();
   }
-  sync_ctas<kCtas>();
+  __syncthreads();
 
   const int warpgroup = warpgroup_index();
   const int lane = static_cast<int>(threadIdx.x) % 32,
@@ -116,8 +115,8 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         };
         for (int i = 0; i < 2 * n.panels; ++i, at.advance()) {
           mbarrier_wait(free(at.stage), at.parity ^ 1);
-          load_key_panel<kCtas>(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, i % n.panels,
-                                keys_at(at.stage), warp, n.piece, copied, &k_map, full(at.stage));
+          load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, i % n.panels,
+                         keys_at(at.stage), warp, n.piece, copied, &k_map, full(at.stage));
           if (copied) continue;
           copy_commit();
           copy_wait<kLag>();
@@ -128,8 +127,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         for (int i = 0; i < kLag && i < 2 * n.panels; ++i) tell();
       }
     }
-    __syncwarp();
-    if (kCtas > 1) cluster_sync();
     return;
   }
 
@@ -179,7 +176,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         wgmma_wait<0>();
         keep_registers(x);
         keep_registers(dp);
-        release_panel<kCtas>(free(at.stage));
+        release(free(at.stage));
       }
       if (b + 1 == blocks) release(rows_free);
 
@@ -230,7 +227,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
 #pragma unroll
           for (int i = 0; i < 32; ++i) d_q[p / 2][i] = d_q[p / 2][i] + part[i];
         }
-        release_panel<kCtas>(free(at.stage));
+        release(free(at.stage));
         at.advance();
       }
       if (n.panels == kLatentPanels) {
@@ -248,7 +245,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         keep_registers(part);
 #pragma unroll
         for (int i = 0; i < 16; ++i) d_last[i] = d_last[i] + part[i];
-        release_panel<kCtas>(free(at.stage));
+        release(free(at.stage));
         at.advance();
       }
     }
@@ -272,8 +269,6 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kLatentThreads, 
         store(512 + group * 32 + 8 * j + 2 * t, d_last[4 * j + 2 * h], d_last[4 * j + 2 * h + 1]);
     }
   }
-  __syncwarp();
-  if (kCtas > 1) cluster_sync();
 }
 
 }  // namespace lockstep::ops::cuda

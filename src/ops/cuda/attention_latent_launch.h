@@ -6,14 +6,9 @@
 
 namespace lockstep::ops::cuda {
 
-// Two CTAs share the keys of a token whose query heads fill an even number of tiles.
-inline bool latent_pairs(const AttentionArgs& a) {
-  return (a.heads / a.kv_heads + kLatentRows - 1) / kLatentRows % 2 == 0;
-}
-
 // The largest power of two, up to what one warp loads of a block, that divides a page.
 inline int latent_piece(const AttentionArgs& a) {
-  int piece = latent_pairs(a) ? kLoadRows / 2 : kLoadRows;
+  int piece = kLoadRows;
   while (a.pages != nullptr && a.page_size % piece != 0) piece /= 2;
   return piece;
 }

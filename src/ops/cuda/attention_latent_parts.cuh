@@ -47,35 +47,26 @@ struct LatentTile {
   }
 };
 
-// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence.
-// `copied`: they may come by the copy engine, with anything in the place of absent ones; the CTAs
-// of a cluster, which all need the panel, bring 128 / kCtas rows each, a warp a quarter of these,
-// to the memory of all of them. Else copies of 16 bytes to this CTA alone, a warp a quarter of the
-// panel, zeros from `end` on; the barrier is then told by the caller.
-template <int kCtas>
+// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence: 32 rows.
+// `copied`: by the copy engine, with anything in the place of absent ones. Else copies of 16 bytes,
+// zeros from `end` on; the barrier is then told by the caller.
 __device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& seq, int s, int j,
                                       int end, int first, int panel, std::uint32_t to, int warp,
                                       int piece, bool copied, const CUtensorMap* map,
                                       std::uint32_t full) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::uint32_t mine = to + static_cast<std::uint32_t>(warp * kLoadRows * 128);
   if (copied) {
-    constexpr int kRows = kLoadRows / kCtas;
-    const int rank = kCtas > 1 ? static_cast<int>(cluster_rank()) : 0;
-    const int at = (rank * 4 + warp) * kRows + lane * piece;
     if (lane == 0) mbarrier_arrive_expect(full, kLoadRows * 128);
     __syncwarp();
-    if (lane * piece < kRows) {
-      const int row = key_row(a, seq, s, first + at, end);
-      const std::uint32_t mine = to + static_cast<std::uint32_t>(at * 128);
-      if (kCtas > 1)
-        tma_load_3d_multicast(mine, map, full, (1 << kCtas) - 1, panel * 64, j,
-                              row < 0 ? -kBlock : row);
-      else
-        tma_load_3d(mine, map, full, panel * 64, j, row < 0 ? -kBlock : row);
+    const int at = lane * piece;
+    if (at < kLoadRows) {
+      const int row = key_row(a, seq, s, first + warp * kLoadRows + at, end);
+      tma_load_3d(mine + static_cast<std::uint32_t>(at * 128), map, full, panel * 64, j,
+                  row < 0 ? -kBlock : row);
     }
     return;
   }
-  const std::uint32_t mine = to + static_cast<std::uint32_t>(warp * kLoadRows * 128);
   const int chunk = lane % 8, column = panel * 64 + chunk * 8;
 #pragma unroll 4
   for (int r = lane / 8; r < kLoadRows; r += 4) {
@@ -84,18 +75,6 @@ __device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& se
     copy_async(panel_at<kKeyPanelBytes>(mine, r, chunk),
                a.k + (present ? (std::int64_t{row} * a.kv_heads + j) * a.width + column : 0),
                present);
-  }
-}
-
-// A warp reads a panel no more; the producers of all CTAs of the cluster want to know.
-template <int kCtas>
-__device__ inline void release_panel(std::uint32_t barrier) {
-  const auto lane = threadIdx.x % 32;
-  __syncwarp();
-  if (kCtas == 1) {
-    if (lane == 0) mbarrier_arrive(barrier);
-  } else if (lane < kCtas) {
-    mbarrier_arrive_at(barrier, lane);
   }
 }
 
@@ -108,15 +87,6 @@ __device__ inline void clear_keys(std::uint32_t panel, int begin, int thread) {
                      panel + static_cast<std::uint32_t>(r * 128 + thread % 8 * 16)),
                  "r"(0)
                  : "memory");
-}
-
-// After the barriers were initialised, and before a CTA ends.
-template <int kCtas>
-__device__ inline void sync_ctas() {
-  if (kCtas > 1)
-    cluster_sync();
-  else
-    __syncthreads();
 }
 
 // [rows, columns] of 16 bits as the left operand of m64k16 steps: the address of what this lane
