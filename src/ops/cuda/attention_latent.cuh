@@ -95,7 +95,15 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
           load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p), warp,
                          n.piece, copied, &k_map, full(p));
         }
-        if (copied) continue;
+        if (copied) {
+          // What pages hold comes from memory: it is on its way to the L2 cache one block ahead.
+          const int next = (b + 1) * kBlock + warp * kLoadRows + lane * n.piece;
+          if (a.pages == nullptr || b + 1 == end_block || lane * n.piece >= kLoadRows) continue;
+          const int row = key_row(a, tile.seq, tile.s, next, tile.end);
+          for (int p = 0; p < n.panels && row >= 0; ++p)
+            tma_prefetch_3d(&k_map, p * 64, tile.j, row);
+          continue;
+        }
         finish_last_rows();
         for (int p = 0; p < n.panels && lane == 0; ++p) mbarrier_arrive(full(p));
         __syncwarp();

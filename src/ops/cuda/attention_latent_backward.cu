@@ -23,12 +23,12 @@ void launch_d_k(const Context& ctx, const AttentionArgs& a, float c, const float
                 const LatentSums& sums) {
   const auto kernel = latent_d_k_kernel<kKeys>;
   allow_shared(kernel, LatentKeyPlan::kBytes);
-  const std::int64_t turns = std::int64_t{sums.slots} * a.kv_heads * LatentKeyPlan::kCtas;
+  const std::int64_t turns = std::int64_t{sums.slots} * a.kv_heads;
   tensor::check_cuda(
       cudaMemsetAsync(sums.ticket, 0, static_cast<std::size_t>(turns + 1) * 4, stream_of(ctx)),
       "attention's turns");
-  kernel<<<grid_size(sums.slots * a.heads * LatentKeyPlan::kCtas), kLatentThreads,
-           LatentKeyPlan::kBytes, stream_of(ctx)>>>(
+  kernel<<<grid_size(std::int64_t{sums.slots} * a.heads), kLatentThreads, LatentKeyPlan::kBytes,
+           stream_of(ctx)>>>(
       a, c, delta_TH, sums,
       rows_map(a.q, a.width, a.heads, a.tokens, LatentKeyPlan::kLoadRows, "q_THK"),
       rows_map(a.d_out, a.value_width, a.heads, a.tokens, LatentKeyPlan::kLoadRows, "d_out_THK"),
@@ -61,10 +61,9 @@ void attention_latent_backward(const Context& ctx, const AttentionArgs& a) {
       rows_map(a.k, a.width, a.kv_heads, a.rows, n.piece, "k_TJK"));
   LOCKSTEP_CUDA_LAUNCHED("attention_latent_d_q");
 
-  const std::int64_t slots = latent_slots(a.tokens, a.sequences),
-                     turns = slots * a.kv_heads * LatentKeyPlan::kCtas;
-  LOCKSTEP_CHECK(slots * a.heads * LatentKeyPlan::kCtas < (std::int64_t{1} << 31),
-                 "attention: {} tokens of {} heads", a.tokens, a.heads);
+  const std::int64_t slots = latent_slots(a.tokens, a.sequences), turns = slots * a.kv_heads;
+  LOCKSTEP_CHECK(slots * a.heads < (std::int64_t{1} << 31), "attention: {} tokens of {} heads",
+                 a.tokens, a.heads);
   auto* values = reinterpret_cast<float4*>(take({turns, 32, 256, 4}));
   auto* keys = reinterpret_cast<float4*>(take({a.heads > a.kv_heads ? turns : 1, 36, 256, 4}));
   auto* ticket = ctx.workspace->take(tensor::DType::kInt32, {turns + 1}).as<std::int32_t>();

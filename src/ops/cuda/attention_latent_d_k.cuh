@@ -1,7 +1,6 @@
 // The gradient of latent attention's key rows (docs/numerics.md, section 8): what they get as
 // values (kKeys false), which stays in the workspace, then what they get as keys, and the sum of
-// both. A CTA has 64 keys and one query head; tiles of 64 queries stream through, to two CTAs with
-// neighbouring keys at once, each of which brings half of a tile. Scores are
+// both. A CTA has 64 keys and one query head; tiles of 64 queries stream through. Scores are
 // computed transposed, each warpgroup those of 32 queries; each has every other panel of the result
 // and half of the last. The heads of a group add onto one another in ascending order: a CTA takes
 // its turn when the one of the head before is done. Work is handed out by a counter, heads
@@ -21,32 +20,29 @@ struct LatentKeyPlan {
   static constexpr int kStreams = 2 * kLatentPanels - 1;  // panels of q, then those of dO
   static constexpr int kTicket = kBarriers + 8 + kStreams * 16;
   static constexpr int kBytes = 1024 + kTicket + 8;
-  static constexpr int kCtas = 2;
-  static constexpr int kLoadRows = kLatentRows / 4 / kCtas;  // of a tile, each warp that loads
-  static constexpr int kClusterKeys = kCtas * kLatentRows;
+  static constexpr int kLoadRows = kLatentRows / 4;  // of a tile, each warp that loads
   static_assert(kBytes <= kSharedMemory);
 };
 
-// Clusters' keys in all sequences: keys 128 i .. of sequence s are slot begin / 128 + s + i.
+// Key tiles of all sequences: that of sequence s and its keys 64 i .. is begin / 64 + s + i.
 inline std::int64_t latent_slots(std::int64_t tokens, std::int64_t sequences) {
-  return tokens / LatentKeyPlan::kClusterKeys + sequences;
+  return tokens / kLatentRows + sequences;
 }
 __device__ inline bool locate_slot(const AttentionArgs& a, int slot, Sequence* seq, int* first) {
   int low = 0, high = static_cast<int>(a.sequences) - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (a.q_offsets[middle] / LatentKeyPlan::kClusterKeys + middle <= slot)
+    if (a.q_offsets[middle] / kLatentRows + middle <= slot)
       low = middle;
     else
       high = middle - 1;
   }
   *seq = Sequence(a, low);
-  *first = (slot - static_cast<int>(seq->begin) / LatentKeyPlan::kClusterKeys - low) *
-           LatentKeyPlan::kClusterKeys;
+  *first = (slot - static_cast<int>(seq->begin) / kLatentRows - low) * kLatentRows;
   return *first >= 0 && *first < seq->queries;
 }
 
-// In the workspace, all [slots * J * 2]: sums of values [.., 32, 256] and keys [.., 36, 256], a
+// In the workspace, all [slots * J]: sums of values [.., 32, 256] and keys [.., 36, 256], a
 // thread's values as it holds them, and whose turn it is. `ticket` and the turns start at 0.
 struct LatentSums {
   float4 *values, *keys;
@@ -60,17 +56,8 @@ __device__ inline int acquire_turn(const int* turn) {
   return value;
 }
 
-__device__ inline void store_remote(std::uint32_t address, int rank, int value) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "st.shared::cluster.s32 [remote], %2;\n}\n" ::"r"(address),
-      "r"(rank), "r"(value)
-      : "memory");
-}
-
 template <bool kKeys>
-__global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(kLatentThreads, 1)
+__global__ void __launch_bounds__(kLatentThreads, 1)
     latent_d_k_kernel(AttentionArgs a, float c, const float* delta_TH, LatentSums sums,
                       const __grid_constant__ CUtensorMap q_map,
                       const __grid_constant__ CUtensorMap out_map,
@@ -90,37 +77,29 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
   const auto stream_at = [&](int stream) {
     return base + static_cast<std::uint32_t>(Plan::kQ + stream * kRowPanelBytes);
   };
-  // A panel is free when all eight warps, or the four whose result it makes, have said so, in both
-  // CTAs.
+  // A panel is free when all eight warps, or the four whose result it makes, have said so.
   if (threadIdx.x == 0) {
     mbarrier_init(k_full, 1);
     for (int i = 0; i < Plan::kStreams; ++i) {
       const bool query = i < kLatentPanels;
       const bool owned = kKeys ? i < kLatentPanels - 1 : !query;
       mbarrier_init(full(i), 4);
-      mbarrier_init(free(i), (owned ? 4 : 8) * Plan::kCtas);
+      mbarrier_init(free(i), owned ? 4 : 8);
     }
     fence_barrier_init();
+    *ticket = atomicAdd(sums.ticket, 1);
   }
-  cluster_sync();
-  const int rank = static_cast<int>(cluster_rank());
-  if (threadIdx.x == 0 && rank == 0) {
-    const int mine = atomicAdd(sums.ticket, 1);
-    for (int other = 0; other < Plan::kCtas; ++other)
-      store_remote(shared_address(ticket), other, mine);
-  }
-  __syncwarp();
-  cluster_sync();
+  __syncthreads();
 
   const int slots = sums.slots, J = static_cast<int>(a.kv_heads);
   const int group = static_cast<int>(a.heads) / J;
-  const int g = *ticket / (slots * J), slot = *ticket % (slots * J);
-  const int j = slot % J, h = j * group + g, place = slot * Plan::kCtas + rank;
+  const int g = *ticket / (slots * J), place = *ticket % (slots * J);
+  const int j = place % J, h = j * group + g;
   Sequence seq;
-  int first_query = 0;
-  if (g >= group || !locate_slot(a, slot / J, &seq, &first_query)) return;
-  const int queries = seq.queries, first = first_query + rank * kLatentRows;
-  const int tiles = (queries - first_query + kLatentRows - 1) / kLatentRows;
+  int first = 0;
+  if (g >= group || !locate_slot(a, place / J, &seq, &first)) return;
+  const int queries = seq.queries;
+  const int tiles = (queries - first + kLatentRows - 1) / kLatentRows;
   const int panels = (static_cast<int>(a.width) + 63) / 64,
             value_panels = (static_cast<int>(a.value_width) + 63) / 64;
   const int warpgroup = warpgroup_index();
@@ -136,36 +115,34 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
         tma_load_3d(k_at(p), &k_map, k_full, p * 64, j, static_cast<int>(seq.begin) + first);
     }
     __syncwarp();
-    // Panel `panel` of q or dO.
+    // Panel `panel` of q or dO: 16 rows a warp.
     const auto load = [&](bool query, int panel, int tile_row, bool whole) {
       const int stream = query ? panel : kLatentPanels + panel;
+      const int row = tile_row + warp * Plan::kLoadRows;
+      const std::uint32_t to =
+          stream_at(stream) + static_cast<std::uint32_t>(warp * Plan::kLoadRows * 128);
       mbarrier_wait(free(stream), parity ^ 1);
       if (whole) {
-        const int at = (rank * 4 + warp) * Plan::kLoadRows;
         if (lane == 0) {
-          mbarrier_arrive_expect(full(stream), kRowPanelBytes / 4);
-          tma_load_3d_multicast(stream_at(stream) + static_cast<std::uint32_t>(at * 128),
-                                query ? &q_map : &out_map, full(stream), (1 << Plan::kCtas) - 1,
-                                panel * 64, h, static_cast<int>(seq.begin) + tile_row + at);
+          mbarrier_arrive_expect(full(stream), Plan::kLoadRows * 128);
+          tma_load_3d(to, query ? &q_map : &out_map, full(stream), panel * 64, h,
+                      static_cast<int>(seq.begin) + row);
         }
         __syncwarp();
         return;
       }
-      constexpr int kRows = kLatentRows / 4;
-      const int row = tile_row + warp * kRows;
-      const std::uint32_t to = stream_at(stream) + static_cast<std::uint32_t>(warp * kRows * 128);
       const std::int64_t width = query ? a.width : a.value_width;
       const Bf16* from = query ? a.q : a.d_out;
       const int chunk = lane % 8, column = panel * 64 + chunk * 8;
 #pragma unroll
-      for (int r = lane / 8; r < kRows; r += 4) {
+      for (int r = lane / 8; r < Plan::kLoadRows; r += 4) {
         const bool present = row + r < queries && column < width;
         const std::int64_t at = ((seq.begin + row + r) * a.heads + h) * width + column;
         copy_async(panel_at<kRowPanelBytes>(to, r, chunk), from + (present ? at : 0), present);
       }
     };
     for (int i = 0; i < tiles; ++i, parity ^= 1) {
-      const int row = first_query + i * kLatentRows;
+      const int row = first + i * kLatentRows;
       const bool whole = row + kLatentRows <= queries;
       for (int p = 0; p < value_panels && kKeys; ++p) load(false, p, row, whole);
       for (int p = 0; p < panels; ++p) load(true, p, row, whole);
@@ -176,8 +153,6 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
       for (int p = 0; p < value_panels && lane == 0; ++p) mbarrier_arrive(full(kLatentPanels + p));
       __syncwarp();
     }
-    __syncwarp();
-    cluster_sync();
     return;
   }
 
@@ -186,7 +161,7 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
   const int key[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8};
   const auto release = [&](std::uint32_t barrier) {
     __syncwarp();
-    if (lane < Plan::kCtas) mbarrier_arrive_at(barrier, static_cast<std::uint32_t>(lane));
+    if (lane == 0) mbarrier_arrive(barrier);
   };
   // k (or its values) times 32 rows of a stream's panels.
   const auto multiply = [&](float(&x)[16], int stream, int count) {
@@ -207,7 +182,7 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
   float acc[4][32] = {}, acc_last[16] = {};
   mbarrier_wait(k_full, 0);
   for (int i = 0; i < tiles; ++i, parity ^= 1) {
-    const int query = first_query + i * kLatentRows + side * 32 + 2 * t;  // and + 8 n, + 1
+    const int query = first + i * kLatentRows + side * 32 + 2 * t;  // and + 8 n, + 1
     float lse2[8], delta[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
@@ -292,9 +267,6 @@ __global__ void __cluster_dims__(LatentKeyPlan::kCtas, 1, 1) __launch_bounds__(k
 #pragma unroll
     for (auto& y : p) keep_registers(y);
   }
-
-  __syncwarp();
-  cluster_sync();  // nobody of the cluster waits for this CTA any more
 
   // The heads before have been added, or are being so.
   int* const turn = sums.turns + place;

@@ -133,16 +133,6 @@ __device__ __forceinline__ void tma_load_2d_multicast(std::uint32_t to, const CU
       "l"(map), "r"(barrier), "h"(mask), "r"(x), "r"(y), "l"(hint)
       : "memory");
 }
-__device__ __forceinline__ void tma_load_3d_multicast(std::uint32_t to, const CUtensorMap* map,
-                                                      std::uint32_t barrier, std::uint16_t mask,
-                                                      int x, int y, int z,
-                                                      L2Hint hint = L2Hint::kNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%4, %5, %6}], [%2], %3, %7;" ::"r"(to),
-      "l"(map), "r"(barrier), "h"(mask), "r"(x), "r"(y), "r"(z), "l"(hint)
-      : "memory");
-}
 // Stores: fence_async_shared() in the writing threads, a barrier, the store by one thread, commit;
 // the shared memory may be written again after tma_store_wait_read. Nothing is written outside the
 // tensor.
