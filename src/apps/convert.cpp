@@ -1,12 +1,11 @@
 #include "model/convert.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
-
-#include <chrono>
 
 #include "apps/verbs.h"
 #include "base/error.h"
+#include "loop/log.h"
+#include "loop/progress.h"
 
 namespace lockstep::apps {
 
@@ -19,20 +18,6 @@ struct Options {
 model::StoreAs parse_to(const std::string& to) {
   if (to.empty()) return model::StoreAs::kAsSource;
   return to == "fp8" ? model::StoreAs::kFp8 : model::StoreAs::kBf16;
-}
-
-// One line that grows on a terminal, nothing elsewhere.
-model::Progress progress_bar() {
-  if (!::isatty(STDERR_FILENO)) return nullptr;
-  return [last = std::chrono::steady_clock::time_point()](std::uint64_t done,
-                                                          std::uint64_t total) mutable {
-    const auto now = std::chrono::steady_clock::now();
-    if (done < total && now - last < std::chrono::milliseconds(100)) return;
-    last = now;
-    const auto full = static_cast<int>(total == 0 ? 40 : done * 40 / total);
-    fmt::print(stderr, "\r[{:<40}] {:.2f} of {:.2f} GB{}", std::string(full, '='), done * 1e-9,
-               total * 1e-9, done == total ? "\n" : "");
-  };
 }
 
 }  // namespace
@@ -66,9 +51,12 @@ void add_convert(CLI::App& app) {
     options.to = parse_to(o.to);
     options.ue8m0 = o.scale_fmt == "ue8m0";
     options.max_shard_bytes = model::parse_byte_size(o.max_shard_size, "--max-shard-size");
-    options.progress = progress_bar();
-    model::ModelSource source =
-        o.from == "gguf" ? model::open_gguf_source(o.input) : model::open_hf_source(o.input);
+    options.progress = loop::byte_bar("converting");
+    model::ModelSource source = o.from == "gguf"
+                                    ? model::open_gguf_source(o.input)
+                                    : model::open_hf_source(o.input, [](const std::string& line) {
+                                        loop::stderr_log().warn(line);
+                                      });
     if (!o.upcycle.empty()) model::upcycle(source, model::parse_upcycle(o.upcycle, "--upcycle"));
     model::convert(source, o.output, options);
     fmt::print("{}: {} tensors, {}\n", o.output, source.tensors.size(),

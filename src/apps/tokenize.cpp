@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <charconv>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -40,28 +41,30 @@ std::vector<std::int32_t> ids_of(const std::string& line, std::int64_t number) {
   return ids;
 }
 
-void write_ids(const std::vector<std::int32_t>& ids) {
-  fmt::memory_buffer out;
-  out.push_back('[');
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    fmt::format_to(std::back_inserter(out), "{}{}", i == 0 ? "" : ", ", ids[i]);
-  out.push_back(']');
-  out.push_back('\n');
-  std::cout.write(out.data(), static_cast<std::streamsize>(out.size()));
+void write_ids(const std::vector<std::int32_t>& ids, std::string& line) {
+  line = "[";
+  for (const std::int32_t id : ids) {
+    char digits[16];
+    const auto end = std::to_chars(digits, digits + sizeof digits, id).ptr;
+    if (line.size() > 1) line += ", ";
+    line.append(digits, end);
+  }
+  line += "]\n";
+  std::cout.write(line.data(), static_cast<std::streamsize>(line.size()));
 }
 
 void run(const Options& options) {
   const model::Tokenizer tokenizer = model::read_tokenizer(options.model);
   const model::EncodeOptions encode{.special_in_text = true, .add_special = !options.no_special};
   std::ios::sync_with_stdio(false);
-  std::string line;
+  std::string line, out;
   for (std::int64_t number = 1; std::getline(std::cin, line); ++number) {
     if (options.decode) {
       std::cout
           << json(model::decode(tokenizer, ids_of(line, number), !options.keep_special)).dump()
           << '\n';
     } else {
-      write_ids(model::encode(tokenizer, line, encode));
+      write_ids(model::encode(tokenizer, line, encode), out);
     }
   }
   std::cout.flush();

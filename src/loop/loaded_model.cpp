@@ -1,6 +1,7 @@
 #include "loop/loaded_model.h"
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/setup.h"
 #include "model/fp8_import.h"
 
@@ -14,10 +15,11 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
   config.device = options.device;
   config.num_threads = options.num_threads;
   m->ctx = make_context(config, m->workspace);
-  const model::Checkpoint checkpoint = model::open_checkpoint(options.folder);
+  const model::Log log = [](const std::string& line) { stderr_log().warn(line); };
+  const model::Checkpoint checkpoint = model::open_checkpoint(options.folder, log);
   m->weights = model::make_weights(checkpoint.config);
   model::move_to(m->ctx, m->weights);
-  model::read_weights(m->ctx, checkpoint, m->weights);
+  model::read_weights(m->ctx, checkpoint, m->weights, byte_bar("reading"));
   model::Precision precision = model::precision_of(checkpoint);
   if (!options.precision.empty()) {
     const bool fp8 = model::parse_precision(options.precision, "--precision");
@@ -25,8 +27,7 @@ std::unique_ptr<LoadedModel> load_model(const ModelOptions& options) {
     precision.fp8 = fp8;
   }
   if (precision.fp8 && model::has_fp8(checkpoint))
-    model::import_fp8(m->ctx, checkpoint, m->weights, precision,
-                      [](const std::string& line) { stderr_log().info(line); });
+    model::import_fp8(m->ctx, checkpoint, m->weights, precision, log);
   m->quantized = model::quantized_for(m->ctx, m->weights, precision);
   m->rope = model::make_rope_tables(m->ctx, m->weights.config);
   return m;

@@ -117,9 +117,11 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
       from_checkpoint || config.policy.tokenizer.name
           ? model::read_tokenizer(config.policy.tokenizer.name.value_or(config.policy.model_name))
           : model::byte_tokenizer();
+  const model::Log log_line = [](const std::string& line) { stderr_log().warn(line); };
   auto weights = std::make_shared<model::Weights>(
-      from_checkpoint ? model::load_checkpoint(config.policy.model_name)
-                      : model::make_weights(model_config(config, tokenizer)));
+      from_checkpoint
+          ? model::load_checkpoint(config.policy.model_name, byte_bar("reading"), log_line)
+          : model::make_weights(model_config(config, tokenizer)));
   if (!from_checkpoint) model::initialize(*weights, static_cast<std::uint64_t>(p.seed));
   if (p.sequence_length > weights->config.max_positions)
     base::fail<base::InputError>("pretrain.sequence_length is {}, but the model has {} positions",
@@ -129,7 +131,7 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   model::move_to(ctx, *weights);
   if (from_checkpoint)
     model::import_folder_fp8(ctx, config.policy.model_name, *weights, policy_precision(config),
-                             [](const std::string& line) { stderr_log().info(line); });
+                             log_line);
   policy::Policy policy = policy::make_policy(ctx, weights, policy_options(config));
   const Corpus corpus(config, tokenizer);
   const policy::Schedule lr = schedule(config, p.max_num_steps);

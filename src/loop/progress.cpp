@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 namespace lockstep::loop {
@@ -30,6 +31,25 @@ std::string render_bar(std::int64_t first, std::int64_t done, std::int64_t total
   const auto full = static_cast<std::size_t>(total > 0 ? done * room / total : room);
   return "[" + std::string(full, '#') + std::string(static_cast<std::size_t>(room) - full, '.') +
          "]" + tail;
+}
+
+model::Progress byte_bar(const char* what) {
+  if (::isatty(STDERR_FILENO) != 1) return nullptr;
+  using Clock = std::chrono::steady_clock;
+  return [what, next = Clock::now() + std::chrono::milliseconds(333), drawn = false](
+             std::uint64_t done, std::uint64_t total) mutable {
+    if (done >= total) {
+      if (drawn) std::fputs("\r\x1b[K", stderr);
+      drawn = false;
+      return;
+    }
+    if (Clock::now() < next) return;
+    next = Clock::now() + std::chrono::milliseconds(100);
+    fmt::print(stderr, "\r{} [{:.<40}] {:.2f} of {:.2f} GB", what,
+               std::string(done * 40 / total, '#'), static_cast<double>(done) * 1e-9,
+               static_cast<double>(total) * 1e-9);
+    drawn = true;
+  };
 }
 
 Progress::Progress(std::FILE* out, std::int64_t first, std::int64_t total)

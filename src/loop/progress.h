@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <string>
 
+#include "model/hf_write.h"
+
 namespace lockstep::loop {
 
 // "[#####.......]  12/100  3m05s left", at most `width` columns. The time left is extrapolated from
@@ -15,6 +17,11 @@ std::string render_bar(std::int64_t first, std::int64_t done, std::int64_t total
 
 // "850ms", "4.2s", "3m05s", "2h07m".
 std::string format_duration(double seconds);
+
+// "reading [====......] 1.25 of 4.98 GB" on standard error while a checkpoint is read or written,
+// gone when it is done. Null (nothing is shown) where that is no terminal; nothing either for what
+// takes less than a third of a second.
+model::Progress byte_bar(const char* what);
 
 class Progress {
  public:

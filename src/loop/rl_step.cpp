@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "loop/log.h"
+#include "loop/progress.h"
 #include "loop/session.h"
 #include "model/fp8_import.h"
 #include "model/hf_config.h"
@@ -18,9 +19,12 @@ model::ModelView RlRun::rollout_view() const {
   return {weights.get(), rollout_weights.get(), policy.rope.cos_PK, policy.rope.sin_PK};
 }
 
+static void log_line(const std::string& line) { stderr_log().warn(line); }
+
 static model::Weights initial_weights(const RunConfig& config) {
   const std::filesystem::path folder = config.policy.model_name;
-  if (config.policy.load_format == "auto") return model::load_checkpoint(folder);
+  if (config.policy.load_format == "auto")
+    return model::load_checkpoint(folder, byte_bar("reading"), log_line);
   model::Weights weights = model::make_weights(model::read_hf_config(folder));
   model::initialize(weights, static_cast<std::uint64_t>(config.grpo.seed));
   return weights;
@@ -30,8 +34,7 @@ static model::Weights initial_weights(const RunConfig& config) {
 static void take_codes(const tensor::Context& ctx, const RunConfig& config, model::Weights& weights,
                        const model::Precision& precision) {
   if (config.policy.load_format != "auto") return;
-  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision,
-                           [](const std::string& line) { stderr_log().info(line); });
+  model::import_folder_fp8(ctx, config.policy.model_name, weights, precision, log_line);
 }
 
 std::unique_ptr<RlRun> make_rl_run(const RunConfig& config) {

@@ -97,7 +97,9 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
     tensor::copy_bytes(policy.ctx, t.bytes.data(), tensor::Device::kCpu, view.data, view.device,
                        t.bytes.size());
   }
-  policy::publish(policy);
+  // Before the first update the weights are still those that the run started from, an FP8 file's
+  // codes as they are; later all codes come from the BF16 weights.
+  if (policy.optimizer_step > 0) policy::publish(policy);
   const std::string found = sync::weight_checksum(policy.view());
   if (found != checksum)
     fail(

@@ -24,7 +24,9 @@ struct TrainState {
 void write_train_state(const std::filesystem::path& folder, const policy::Policy& policy,
                        const model::Tokenizer& tokenizer, const TrainState& state);
 
-// Reads it back into a policy of the same shape and publishes the weights. InputError naming the
+// Reads it back into a policy of the same shape and publishes the weights; before the first update
+// they are left as they are, because the codes of an FP8 file are not those of its BF16 values.
+// InputError naming the
 // file when anything does not fit: another model, moment dtype or contract version, or weights
 // whose checksum is not the one that was saved.
 TrainState read_train_state(const std::filesystem::path& folder, policy::Policy& policy);

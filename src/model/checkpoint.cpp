@@ -101,16 +101,25 @@ void check_tied_head(const HfTensor& head, const HfTensor& embedding) {
       head.file);
 }
 
-void check_unused(const Checkpoint& c, const std::set<std::string>& used) {
+void check_unused(const Checkpoint& c, const std::set<std::string>& used, const Log& log) {
+  std::size_t passed_over = 0;
   for (const auto& [name, source] : c.folder.tensors) {
-    if (used.count(name) || is_prediction_layer(c.folder.config, c.config.num_layers, name))
+    if (used.count(name)) continue;
+    if (is_prediction_layer(c.folder.config, c.config.num_layers, name)) {
+      ++passed_over;
       continue;
+    }
     if (c.config.tie_word_embeddings && name == "lm_head.weight")
       check_tied_head(source, c.folder.tensors.at("model.embed_tokens.weight"));
     else
       fail<InputError>("{}: tensor '{}' is no part of the model that config.json describes",
                        source.file, name);
   }
+  if (passed_over > 0 && log)
+    log(fmt::format(
+        "{}: {} tensors of layers of multi-token prediction (model.layers.{} and behind) "
+        "are passed over: they are not used, trained or written",
+        c.folder.folder.string(), passed_over, c.config.num_layers));
 }
 
 // Rows of a part as they lie in the slab: padded columns, which stay zero.
@@ -155,8 +164,15 @@ struct Saver {
          }});
   }
 
-  void add_fp8(int p, const Param& param, const ParamPart& part) {
-    const ops::Fp8Weight& w = options.fp8->forward[static_cast<std::size_t>(p)];
+  // The codes to write of parameter p, null where it is written in BF16.
+  const ops::Fp8Weight* codes_of(std::size_t p) const {
+    if (options.fp8 == nullptr) return nullptr;
+    if (options.fp8->fp8[p]) return &options.fp8->forward[p];
+    const bool stored = p < options.fp8->stored.size() && options.fp8->stored[p].codes_ENK;
+    return stored ? &options.fp8->stored[p] : nullptr;
+  }
+
+  void add_fp8(const ops::Fp8Weight& w, const Param& param, const ParamPart& part) {
     LOCKSTEP_CHECK(w.scaling == ops::Scaling::kBlock, "only block scales can be saved");
     tensors.push_back({part.hf_name, FileDtype::kF8E4M3, part_shape(param, part), nullptr,
                        [this, &w, &part](std::span<std::byte> to) {
@@ -178,16 +194,27 @@ struct Saver {
     const auto bytes = host_bytes(ctx, weights.router_bias);
     const auto bias_LE = std::make_shared<std::vector<float>>(bytes.size() / 4);
     std::memcpy(bias_LE->data(), bytes.data(), bytes.size());
-    const bool family = std::string_view(family_name(weights.config.family)) == "deepseek_v3";
-    if (!family && std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; }))
+    if (weights.config.family != Family::kDeepseekV3 &&
+        std::all_of(bias_LE->begin(), bias_LE->end(), [](float b) { return b == 0; }))
       return;
     for (std::int64_t l = 0; l < weights.config.num_layers; ++l) {
       const std::string name = bias_name(weights.table, l);
       if (name.empty()) continue;
-      tensors.push_back(
-          {name, FileDtype::kF32, {E}, nullptr, [bias_LE, l, E](std::span<std::byte> to) {
-             std::memcpy(to.data(), bias_LE->data() + l * E, to.size());
-           }});
+      const float* bias_E = bias_LE->data() + l * E;
+      const bool bf16 = weights.router_bias_bf16 && std::all_of(bias_E, bias_E + E, [](float b) {
+                          return numerics::to_float(numerics::to_bf16(b)) == b;
+                        });
+      tensors.push_back({name,
+                         bf16 ? FileDtype::kBF16 : FileDtype::kF32,
+                         {E},
+                         nullptr,
+                         [bias_LE, bias_E, bf16](std::span<std::byte> to) {
+                           if (!bf16) return void(std::memcpy(to.data(), bias_E, to.size()));
+                           for (std::size_t e = 0; e < to.size() / 2; ++e) {
+                             const Bf16 b = numerics::to_bf16(bias_E[e]);
+                             std::memcpy(to.data() + 2 * e, &b, 2);
+                           }
+                         }});
     }
   }
 };
@@ -196,10 +223,11 @@ struct Saver {
 
 std::vector<std::int64_t> part_shape(const Param& param, const ParamPart& part) {
   if (param.kind == ParamKind::kNorm) return {part.columns};
+  if (param.kind == ParamKind::kBias) return {part.rows};
   return {part.rows, part.columns};
 }
 
-Checkpoint open_checkpoint(const fs::path& folder) {
+Checkpoint open_checkpoint(const fs::path& folder, const Log& log) {
   Checkpoint c;
   c.config = read_hf_config(folder);
   c.folder = open_hf_folder(folder);
@@ -210,11 +238,11 @@ Checkpoint open_checkpoint(const fs::path& folder) {
     c.parts.emplace_back();
     for (const ParamPart& part : param.parts)
       c.parts.back().push_back(find_weight(c.folder, part.hf_name, part.rows, part.columns,
-                                           param.kind == ParamKind::kNorm, c.config.num_experts,
-                                           used));
+                                           part_shape(param, part).size() == 1,
+                                           c.config.num_experts, used));
   }
   c.router_bias = find_bias(c, used);
-  check_unused(c, used);
+  check_unused(c, used, log);
   return c;
 }
 
@@ -270,6 +298,9 @@ void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
   }
   const std::int64_t E = c.config.num_experts;
   std::vector<float> bias_E(static_cast<std::size_t>(E));
+  weights.router_bias_bf16 =
+      std::all_of(c.router_bias.begin(), c.router_bias.end(),
+                  [](const auto& row) { return row.second.values.type == StoredType::kBf16; });
   for (const auto& [layer, w] : c.router_bias) {
     read_vector(w, bias_E.data());
     tensor::copy(ctx, TensorView{bias_E.data(), DType::kFp32, Device::kCpu, {1, E}},
@@ -278,11 +309,11 @@ void read_weights(const Context& ctx, const Checkpoint& c, Weights& weights,
   if (progress) progress(total, total);
 }
 
-Weights load_checkpoint(const fs::path& folder) {
-  const Checkpoint c = open_checkpoint(folder);
+Weights load_checkpoint(const fs::path& folder, const Progress& progress, const Log& log) {
+  const Checkpoint c = open_checkpoint(folder, log);
   Weights weights = make_weights(c.config);
   tensor::Arena workspace;
-  read_weights(tensor::cpu_context(workspace), c, weights);
+  read_weights(tensor::cpu_context(workspace), c, weights, progress);
   return weights;
 }
 
@@ -295,14 +326,14 @@ void save_checkpoint(const Weights& weights, const Tokenizer* tokenizer, const f
   std::vector<std::string> bf16, codes;  // matrices by how they are stored
   for (std::size_t p = 0; p < weights.table.params.size(); ++p) {
     const Param& param = weights.table.params[p];
-    const bool fp8 = options.fp8 != nullptr && options.fp8->fp8[p];
+    const ops::Fp8Weight* fp8 = saver.codes_of(p);
     for (const ParamPart& part : param.parts) {
-      if (fp8) {
-        saver.add_fp8(static_cast<int>(p), param, part);
+      if (fp8 != nullptr) {
+        saver.add_fp8(*fp8, param, part);
         codes.push_back(part.hf_name);
       } else {
         saver.add_bf16(param, part);
-        if (param.kind != ParamKind::kNorm && param.kind != ParamKind::kEmbedding)
+        if (part_shape(param, part).size() > 1 && param.kind != ParamKind::kEmbedding)
           bf16.push_back(part.hf_name);
       }
     }

@@ -16,6 +16,8 @@
 
 namespace lockstep::model {
 
+using Log = std::function<void(const std::string& line)>;
+
 // An opened checkpoint whose headers fit its config.json: every tensor of the parameter table is
 // there with its shape and a supported type, and no other tensor is. No weight has been read.
 struct Checkpoint {
@@ -32,8 +34,8 @@ struct Checkpoint {
 // tensor. Some may be there or not: with tied embeddings a lm_head.weight with the embedding's
 // bytes; a selection bias of the routers (model.layers.N.mlp.gate.e_score_correction_bias, all
 // layers with a router or none); layers behind the last one when config.json has
-// num_nextn_predict_layers, which are passed over.
-Checkpoint open_checkpoint(const std::filesystem::path& folder);
+// num_nextn_predict_layers, which are passed over with a line to `log`.
+Checkpoint open_checkpoint(const std::filesystem::path& folder, const Log& log = nullptr);
 
 // Whether any tensor of the table is FP8 in the file.
 bool has_fp8(const Checkpoint& checkpoint);
@@ -50,10 +52,11 @@ void read_weights(const tensor::Context& ctx, const Checkpoint& checkpoint, Weig
 
 // open_checkpoint and read_weights, on the CPU. The BF16 weights alone: the codes of an FP8
 // checkpoint come by import_fp8 (model/fp8_import.h).
-Weights load_checkpoint(const std::filesystem::path& folder);
+Weights load_checkpoint(const std::filesystem::path& folder, const Progress& progress = nullptr,
+                        const Log& log = nullptr);
 
 struct SaveOptions {
-  // When set, its FP8 parameters are written as codes and scales, the others in BF16.
+  // When set, its FP8 parameters and stored codes are written as codes and scales, others in BF16.
   const QuantizedWeights* fp8 = nullptr;  // recipe blockwise
   FileDtype scales = FileDtype::kF32;     // or kBF16, kF8E8M0 for scales that these hold exactly
   std::uint64_t max_shard_bytes = 5'000'000'000;

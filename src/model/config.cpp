@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "numerics/formats.h"
 
 namespace lockstep::model {
 
@@ -18,21 +19,31 @@ const char* family_name(Family family) {
       return "mixtral";
     case Family::kOlmoe:
       return "olmoe";
+    case Family::kDeepseekV3:
+      return "deepseek_v3";
     case Family::kQwen3:
       return "qwen3";
     case Family::kLlama:
       return "llama";
+    case Family::kQwen2:
+      return "qwen2";
   }
   fail<base::ContractError>("no model family {}", static_cast<int>(family));
 }
 
+numerics::Bf16 clip_limit(const ModelConfig& c) {
+  return numerics::to_bf16(static_cast<float>(c.clip_qkv));
+}
+
 bool is_dense(const ModelConfig& c, std::int64_t layer) {
-  return c.num_experts == 0 || (layer + 1) % c.decoder_sparse_step != 0 ||
+  return c.num_experts == 0 || layer < c.first_dense_layers ||
+         (layer + 1) % c.decoder_sparse_step != 0 ||
          std::binary_search(c.mlp_only_layers.begin(), c.mlp_only_layers.end(), layer);
 }
 
 bool has_dense_layers(const ModelConfig& c) {
-  return c.num_experts == 0 || c.decoder_sparse_step > 1 || !c.mlp_only_layers.empty();
+  return c.num_experts == 0 || c.first_dense_layers > 0 || c.decoder_sparse_step > 1 ||
+         !c.mlp_only_layers.empty();
 }
 
 namespace {
@@ -59,13 +70,17 @@ void require_range(double value, bool zero_allowed, const char* name, const std:
                      zero_allowed ? "not below" : "above");
 }
 
+const char* experts_key(const ModelConfig& c) {
+  return c.family == Family::kDeepseekV3 ? "n_routed_experts" : "num_experts";
+}
+
 void validate_router(const ModelConfig& c, const std::string& where) {
   const ops::RouterOptions& r = c.router;
   if (r.top_k < 1 || r.top_k > c.num_experts)
-    fail<InputError>("{}: num_experts_per_tok is {}, it must be from 1 to num_experts ({})", where,
-                     r.top_k, c.num_experts);
+    fail<InputError>("{}: num_experts_per_tok is {}, it must be from 1 to {} ({})", where, r.top_k,
+                     experts_key(c), c.num_experts);
   if (r.groups < 1 || c.num_experts % r.groups != 0)
-    fail<InputError>("{}: n_group is {}, it must divide num_experts ({})", where, r.groups,
+    fail<InputError>("{}: n_group is {}, it must divide {} ({})", where, r.groups, experts_key(c),
                      c.num_experts);
   if (r.top_groups < 1 || r.top_groups > r.groups)
     fail<InputError>("{}: topk_group is {}, it must be from 1 to n_group ({})", where, r.top_groups,
@@ -92,6 +107,8 @@ void validate_rope_scaling(const RopeScaling& s, const std::string& where) {
   require_range(s.beta_fast, false, "rope_scaling.beta_fast", where);
   require_range(s.beta_slow, false, "rope_scaling.beta_slow", where);
   require_range(s.attention_factor, false, "rope_scaling.attention_factor", where);
+  require_range(s.mscale, true, "rope_scaling.mscale", where);
+  require_range(s.mscale_all_dim, true, "rope_scaling.mscale_all_dim", where);
   if (s.beta_fast < s.beta_slow)
     fail<InputError>("{}: rope_scaling.beta_fast ({}) is below beta_slow ({})", where, s.beta_fast,
                      s.beta_slow);
@@ -99,15 +116,18 @@ void validate_rope_scaling(const RopeScaling& s, const std::string& where) {
 
 // Which layers have experts, and the widths of both kinds.
 void validate_mlps(const ModelConfig& c, const std::string& where) {
-  const bool dense_family = c.family == Family::kQwen3 || c.family == Family::kLlama;
+  const bool dense_family =
+      c.family == Family::kQwen3 || c.family == Family::kLlama || c.family == Family::kQwen2;
   if (!dense_family) {
-    require_size(c.num_experts, "num_experts", where);
+    require_size(c.num_experts, experts_key(c), where);
     require_size(c.moe_intermediate_size, "moe_intermediate_size", where);
     validate_router(c, where);
   } else if (c.num_experts != 0) {
     fail<InputError>("{}: num_experts is {}, {} has none", where, c.num_experts,
                      family_name(c.family));
   }
+  if (c.num_shared_experts != 0) require_size(c.num_shared_experts, "n_shared_experts", where);
+  if (c.first_dense_layers != 0) require_size(c.first_dense_layers, "first_k_dense_replace", where);
   require_size(c.decoder_sparse_step, "decoder_sparse_step", where);
   std::int64_t before = -1;
   for (const std::int64_t l : c.mlp_only_layers) {
@@ -118,6 +138,30 @@ void validate_mlps(const ModelConfig& c, const std::string& where) {
     before = l;
   }
   if (has_dense_layers(c)) require_size(c.intermediate_size, "intermediate_size", where);
+}
+
+void validate_latent(const ModelConfig& c, const std::string& where) {
+  if (!is_latent(c)) return;
+  const LatentAttention& a = c.latent;
+  require_size(a.kv_rank, "kv_lora_rank", where);
+  if (a.q_rank != 0) require_size(a.q_rank, "q_lora_rank", where);
+  require_size(a.nope, "qk_nope_head_dim", where);
+  require_size(a.value, "v_head_dim", where);
+  if (c.num_kv_heads != c.num_heads)
+    fail<InputError>("{}: num_key_value_heads ({}) is not num_attention_heads ({})", where,
+                     c.num_kv_heads, c.num_heads);
+}
+
+// Parameters of one layer's attention.
+double attention_elements(const ModelConfig& c) {
+  const auto hidden = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_heads),
+             width = static_cast<double>(c.head_dim);
+  if (!is_latent(c)) return hidden * width * (heads + static_cast<double>(c.num_kv_heads)) * 2;
+  const auto latent = static_cast<double>(c.latent.kv_rank),
+             nope = static_cast<double>(c.latent.nope), value = static_cast<double>(c.latent.value),
+             q_rank = static_cast<double>(c.latent.q_rank), q = heads * (nope + width);
+  return (q_rank == 0 ? hidden * q : q_rank * (hidden + q)) + hidden * (latent + width) +
+         latent * heads * (nope + value) + heads * value * hidden;
 }
 
 }  // namespace
@@ -134,11 +178,16 @@ void validate(const ModelConfig& c, const std::string& where) {
     fail<InputError>("{}: num_attention_heads ({}) is not a multiple of num_key_value_heads ({})",
                      where, c.num_heads, c.num_kv_heads);
   if (c.head_dim % 2 != 0)
-    fail<InputError>("{}: head_dim is {}, the rotary embedding needs an even number", where,
-                     c.head_dim);
+    fail<InputError>("{}: {} is {}, the rotary embedding needs an even number", where,
+                     is_latent(c) ? "qk_rope_head_dim" : "head_dim", c.head_dim);
+  validate_latent(c, where);
   require_range(c.rope_theta, false, "rope_theta", where);
   require_range(c.rms_eps, false, "rms_norm_eps", where);
   require_range(c.initializer_range, true, "initializer_range", where);
+  require_range(c.clip_qkv, true, "clip_qkv", where);
+  if (const float limit = numerics::to_float(clip_limit(c));
+      c.clip_qkv > 0 && !(limit > 0 && std::isfinite(limit)))
+    fail<InputError>("{}: clip_qkv {} is no BF16 number above 0", where, c.clip_qkv);
   require_range(c.router_aux_loss_coef, true, "router_aux_loss_coef", where);
   validate_rope_scaling(c.rope_scaling, where);
   validate_mlps(c, where);
@@ -154,13 +203,13 @@ void validate(const ModelConfig& c, const std::string& where) {
     fail<InputError>("{}: num_hidden_layers ({}) x num_experts ({}) is over the limit of {}", where,
                      c.num_layers, c.num_experts, kMaxExpertsInAll);
   const double hidden = static_cast<double>(c.hidden_size);
-  const double attention =
-      static_cast<double>(c.head_dim) * (static_cast<double>(c.num_heads + c.num_kv_heads) * 2);
-  const double experts = std::max(
-      static_cast<double>(c.num_experts) * (static_cast<double>(c.moe_intermediate_size) * 3 + 1),
-      has_dense_layers(c) ? static_cast<double>(c.intermediate_size) * 3 : 0.0);
+  const double experts =
+      std::max(static_cast<double>(c.num_experts + c.num_shared_experts) *
+                   (static_cast<double>(c.moe_intermediate_size) * 3 + 1),
+               has_dense_layers(c) ? static_cast<double>(c.intermediate_size) * 3 : 0.0);
   const double elements = hidden * (static_cast<double>(c.vocab_size) * 2 +
-                                    static_cast<double>(c.num_layers) * (attention + experts));
+                                    static_cast<double>(c.num_layers) * experts) +
+                          static_cast<double>(c.num_layers) * attention_elements(c);
   if (elements > kMaxElements)
     fail<InputError>("{}: the sizes make {:.3g} parameters, the limit is {:.3g}", where, elements,
                      kMaxElements);

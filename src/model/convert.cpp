@@ -57,7 +57,8 @@ struct Writer {
 
   static std::vector<std::int64_t> shape_of(const SourceTensor& t) {
     const StoredMatrix& m = t.weight.values;
-    if (t.kind == SourceTensor::kVector || t.kind == SourceTensor::kBias) return {m.columns};
+    if (t.kind == SourceTensor::kVector || t.kind == SourceTensor::kBias)
+      return {m.rows * m.columns};
     return {m.rows, m.columns};
   }
 
@@ -68,10 +69,14 @@ struct Writer {
          }});
   }
   void add_bias(const SourceTensor& t) {
-    tensors.push_back(
-        {t.name, FileDtype::kF32, shape_of(t), nullptr, [w = t.weight](std::span<std::byte> to) {
-           read_vector(w, reinterpret_cast<float*>(to.data()));
-         }});
+    const bool bf16 = t.weight.values.type == StoredType::kBf16;
+    tensors.push_back({t.name, bf16 ? FileDtype::kBF16 : FileDtype::kF32, shape_of(t), nullptr,
+                       [w = t.weight, bf16](std::span<std::byte> to) {
+                         if (bf16)
+                           read_rows(w, 0, 1, reinterpret_cast<Bf16*>(to.data()), w.values.columns);
+                         else
+                           read_vector(w, reinterpret_cast<float*>(to.data()));
+                       }});
   }
   void add_codes(const SourceTensor& t) {  // as they are
     const StoredMatrix& grid = t.weight.scales;
@@ -238,6 +243,9 @@ void convert(const ModelSource& source, const std::filesystem::path& output,
     config["quantization_config"] =
         fp8_format_json({writer.pow2, modules_in_bf16(writer.bf16, writer.fp8)});
   }
+  // Their weights have not been read.
+  if (config.value("num_nextn_predict_layers", json()).is_number())
+    config["num_nextn_predict_layers"] = 0;
   for (const char* key : {"dtype", "torch_dtype"})
     if (config.contains(key)) config[key] = "bfloat16";
 

@@ -42,7 +42,8 @@ struct ConvertOptions {
   Progress progress = nullptr;
 };
 
-// config.json is the source's with its quantization_config and dtype set to what is written; the
+// config.json is the source's with its quantization_config and dtype set to what is written and
+// without layers of multi-token prediction; the
 // tokenizer files are copied.
 void convert(const ModelSource& source, const std::filesystem::path& output,
              const ConvertOptions& options);

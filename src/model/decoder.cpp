@@ -72,8 +72,22 @@ std::string joined(const std::vector<std::string>& texts) {
   return all;
 }
 
-std::string per_token(const DecoderStep& step, std::string_view text) {
+// Blanks for the character that stands for them; in the first token nothing, where one is put
+// before each text.
+std::string blanks(const DecoderStep& step, std::string_view text, bool first) {
+  std::string out;
+  std::size_t last = 0;
+  for (std::size_t at = 0; (at = text.find(step.content, last)) != std::string_view::npos;
+       last = at + step.content.size()) {
+    out += text.substr(last, at - last);
+    if (!first || !step.prefix) out += ' ';
+  }
+  return out += text.substr(last);
+}
+
+std::string per_token(const DecoderStep& step, std::string_view text, bool first) {
   if (step.kind == Kind::kStrip) return std::string(stripped(step, text));
+  if (step.kind == Kind::kMetaspace) return blanks(step, text, first);
   RegexScratch scratch;
   return replaced(step.pattern, step.content, text, scratch);
 }
@@ -87,12 +101,12 @@ void apply(const DecoderStep& step, std::vector<std::string>& texts) {
   } else if (step.kind == Kind::kFuse) {
     texts = {joined(texts)};
   } else {
-    for (std::string& text : texts) text = per_token(step, text);
+    for (std::string& text : texts) text = per_token(step, text, &text == texts.data());
   }
 }
 
 bool is_per_token(const DecoderStep& step) {
-  return step.kind == Kind::kReplace || step.kind == Kind::kStrip;
+  return step.kind == Kind::kReplace || step.kind == Kind::kStrip || step.kind == Kind::kMetaspace;
 }
 
 }  // namespace
@@ -122,10 +136,7 @@ Decoder read_decoder(const JsonPart& part) {
   } else if (type == "Strip") {
     part.only({"type", "content", "start", "stop"});
     step.kind = Kind::kStrip;
-    step.content = part["content"].text();
-    std::size_t end = 0;
-    if (!step.content.empty()) next_code_point(step.content, end);
-    if (end == 0 || end != step.content.size()) part["content"].fail("must be one character");
+    step.content = part["content"].character();
     step.start = static_cast<std::size_t>(part["start"].integer(0, 1 << 20));
     step.stop = static_cast<std::size_t>(part["stop"].integer(0, 1 << 20));
   } else if (type == "Replace") {
@@ -134,10 +145,22 @@ Decoder read_decoder(const JsonPart& part) {
     step.pattern = read_pattern(part["pattern"]);
     step.content = part["content"].text();
     if (step.content.size() > 4096) part["content"].fail("has more than 4096 bytes");
+  } else if (type == "Metaspace") {
+    part.only({"type", "replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep"});
+    step.kind = Kind::kMetaspace;
+    step.content = part["replacement"].character();
+    const std::string scheme = part["prepend_scheme"].text_or("always");
+    if (scheme != "always" && scheme != "first" && scheme != "never")
+      part["prepend_scheme"].fail(
+          fmt::format("'{}' is not one of always, first and never", shown(scheme)));
+    step.prefix = scheme != "never";
+    if (!part["add_prefix_space"].flag(true) && step.prefix)
+      part["add_prefix_space"].fail("false contradicts prepend_scheme");
+    part["split"].flag(true);
   } else {
     part.fail(
         fmt::format("type '{}' is not supported; Lockstep reads ByteLevel, ByteFallback, "
-                    "Fuse, Strip, Replace and Sequence",
+                    "Fuse, Strip, Replace, Metaspace and Sequence",
                     shown(type)));
   }
   out.steps.push_back(std::move(step));
@@ -153,8 +176,8 @@ std::string decode_texts(const Decoder& decoder, std::vector<std::string> texts)
   return joined(texts);
 }
 
-// Shapes that stream: ByteLevel alone; then any number of Replace and Strip, ByteFallback, Fuse,
-// and any number of Strip that take from the start alone.
+// Shapes that stream: ByteLevel alone; or any number of Replace, Strip and Metaspace, then perhaps
+// ByteFallback, then perhaps Fuse and a Strip that takes from the start alone.
 TextStream::TextStream(const Decoder& decoder) : decoder_(decoder), shape_(kWhole) {
   const auto& steps = decoder.steps;
   if (decoder.spaces || steps.empty()) return;
@@ -165,7 +188,8 @@ TextStream::TextStream(const Decoder& decoder) : decoder_(decoder), shape_(kWhol
   std::size_t i = 0;
   while (i < steps.size() && is_per_token(steps[i])) ++i;
   per_token_ = i;
-  if (i == steps.size() || steps[i++].kind != Kind::kByteFallback) return;
+  fallback_ = i < steps.size() && steps[i].kind == Kind::kByteFallback;
+  if (fallback_) ++i;
   if (i < steps.size() && steps[i++].kind != Kind::kFuse) return;
   std::vector<std::size_t> left;
   for (; i < steps.size(); ++i) {
@@ -175,7 +199,7 @@ TextStream::TextStream(const Decoder& decoder) : decoder_(decoder), shape_(kWhol
   // One Strip can be followed character by character; several would need each other's rests.
   if (left.size() > 1) return;
   strip_left_ = left;
-  shape_ = kFallback;
+  shape_ = kTokens;
 }
 
 std::string TextStream::after_fuse(std::string text) {
@@ -207,8 +231,9 @@ std::string TextStream::push(std::string_view token_text) {
     return text;
   }
   std::string text(token_text);
-  for (std::size_t i = 0; i < per_token_; ++i) text = per_token(decoder_.steps[i], text);
-  if (const int byte = fallback_byte(text); byte >= 0) {
+  for (std::size_t i = 0; i < per_token_; ++i) text = per_token(decoder_.steps[i], text, first_);
+  first_ = false;
+  if (const int byte = fallback_ ? fallback_byte(text) : -1; byte >= 0) {
     held_ += static_cast<char>(byte);
     return "";
   }
@@ -217,7 +242,7 @@ std::string TextStream::push(std::string_view token_text) {
 
 std::string TextStream::finish() {
   if (shape_ == kWhole) return decode_texts(decoder_, std::move(texts_));
-  if (shape_ == kFallback) return after_fuse(flush_run());
+  if (shape_ == kTokens) return after_fuse(flush_run());
   const std::string text = valid_utf8(held_);
   held_.clear();
   return text;

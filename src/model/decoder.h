@@ -11,11 +11,12 @@
 namespace lockstep::model {
 
 struct DecoderStep {
-  enum Kind { kByteLevel, kByteFallback, kFuse, kStrip, kReplace };
+  enum Kind { kByteLevel, kByteFallback, kFuse, kStrip, kReplace, kMetaspace };
   Kind kind = kFuse;
   Pattern pattern;                  // of kReplace
-  std::string content;              // of kReplace; of kStrip: one character
+  std::string content;              // of kReplace; of kStrip, kMetaspace: one character
   std::size_t start = 0, stop = 0;  // of kStrip: how many at most
+  bool prefix = true;               // of kMetaspace: in the first token they go, not to blanks
 };
 
 struct Decoder {
@@ -24,8 +25,8 @@ struct Decoder {
   bool spaces = true;
 };
 
-// Null, ByteLevel, ByteFallback, Fuse, Strip, Replace, Sequence; any other type is an InputError
-// that names it.
+// Null, ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, Sequence; any other type is an
+// InputError that names it.
 Decoder read_decoder(const JsonPart& part);
 
 // The text of the tokens. Bytes that make no character become U+FFFD: with ByteLevel one for each
@@ -43,16 +44,17 @@ class TextStream {
   std::string finish();
 
  private:
-  enum Shape { kBytes, kFallback, kWhole };
+  enum Shape { kBytes, kTokens, kWhole };
   std::string flush_run();
   std::string after_fuse(std::string text);
 
   const Decoder& decoder_;
   Shape shape_;
-  std::string held_;                     // kBytes: the end of the bytes; kFallback: the open run
-  std::vector<std::string> texts_;       // kWhole
-  std::size_t per_token_ = 0;            // kFallback: steps before ByteFallback
-  std::vector<std::size_t> strip_left_;  // kFallback: of the steps behind Fuse, still to strip
+  std::string held_;                      // kBytes: the end of the bytes; kTokens: the open run
+  std::vector<std::string> texts_;        // kWhole
+  std::size_t per_token_ = 0;             // kTokens: steps before ByteFallback
+  bool fallback_ = false, first_ = true;  // kTokens: there is one; no token came yet
+  std::vector<std::size_t> strip_left_;   // kTokens: of the steps behind Fuse, still to strip
 };
 
 }  // namespace lockstep::model

@@ -70,6 +70,36 @@ ForwardStats read_counters(const Context& ctx, const PassCounters& counters) {
   return s;
 }
 
+std::size_t KvCache::bytes() const {
+  std::size_t sum = 0;
+  for (const auto* tensors : {&k, &v})
+    for (const tensor::Tensor& t : *tensors) sum += t.view().bytes();
+  return sum;
+}
+
+static Shape kv_shape(const ModelConfig& c, std::int64_t rows) {
+  if (is_latent(c)) return {rows, 1, c.latent.kv_rank + c.head_dim};
+  return {rows, c.num_kv_heads, c.head_dim};
+}
+
+std::int64_t kv_row_bytes(const ModelConfig& c) {
+  return c.num_layers * kv_shape(c, 1).count() * (is_latent(c) ? 2 : 4);
+}
+
+KvCache make_kv_cache(const Context& ctx, const ModelConfig& c, std::int64_t rows) {
+  KvCache cache;
+  for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
+    cache.k.emplace_back(ctx.device, DType::kBf16, kv_shape(c, rows));
+    if (!is_latent(c)) cache.v.emplace_back(ctx.device, DType::kBf16, kv_shape(c, rows));
+  }
+  return cache;
+}
+
+bool cache_fits(const KvCache& cache, const ModelConfig& c, std::int64_t rows) {
+  return static_cast<std::int64_t>(cache.k.size()) == c.num_layers &&
+         cache.k[0].view().shape == kv_shape(c, rows) && cache.v.empty() == is_latent(c);
+}
+
 void ForwardStats::add(const ForwardStats& other) {
   attention_input.add(other.attention_input);
   attention_output.add(other.attention_output);

@@ -31,9 +31,31 @@ struct ForwardBatch {
       slots_T;  // int32, rows of the cache that the new keys go to; empty without a cache
 };
 
-// Keys and values of all layers: [rows, J, K] each.
+// Keys and values of all layers: [rows, J, K] each. Latent attention: k holds [rows, 1, L + R], the
+// normalised latent vector beside the rotated key, and v nothing.
 struct KvCache {
   std::vector<tensor::Tensor> k, v;
+  std::size_t bytes() const;
+};
+// What one token takes in all layers, in bytes.
+std::int64_t kv_row_bytes(const ModelConfig& config);
+// Not initialised.
+KvCache make_kv_cache(const tensor::Context& ctx, const ModelConfig& config, std::int64_t rows);
+// Whether the cache is one of this model with so many rows.
+bool cache_fits(const KvCache& cache, const ModelConfig& config, std::int64_t rows);
+
+// What latent attention leaves for its backward besides q (taken to the latent space), k and the
+// attention's result (both in it).
+struct LatentSaved {
+  tensor::TensorView q_rstd_T, kv_rstd_T;
+  tensor::TensorView q_latent_TQ, q_TN;  // empty without a latent of the queries
+  ops::Fp8Columns q_latent_columns;
+  tensor::TensorView value_TN;  // the output projection's input
+};
+
+struct MlpSaved {
+  tensor::TensorView gate_up_MF, activation_MF;
+  ops::Fp8Columns activation_columns;
 };
 
 // What one layer leaves for its backward. Linears that run in FP8 leave column codes, others their
@@ -46,8 +68,11 @@ struct LayerSaved {
   tensor::TensorView q_rstd_TH, k_rstd_TJ;  // of one norm over all heads [T]
   tensor::TensorView attention_THK, lse2_TH;
   ops::Fp8Columns attention_columns;
+  LatentSaved latent;
   tensor::TensorView x2_TD, rstd2_T, h2_TD;
-  ops::Fp8Columns h2_columns;  // dense layers; the rest down to token_M and down_MD: of experts
+  // Of dense layers and shared experts; the rest down to token_M and down_MD: of experts.
+  ops::Fp8Columns h2_columns;
+  MlpSaved shared;
   tensor::TensorView logits_TE, weights_TC, experts_TC, row_TC, token_M;
   ops::Segments segments;  // routed rows by expert
   tensor::TensorView routed_MD;

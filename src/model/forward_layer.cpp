@@ -1,9 +1,9 @@
 // One layer of the forward pass, and which ops it is made of. Shape letters as in
 // model/forward.cpp.
-#include <cmath>
-
-#include "model/forward.h"
+#include "model/forward_parts.h"
 #include "model/operands.h"
+#include "model/rope.h"
+#include "ops/bias.h"
 #include "ops/gemm.h"
 #include "ops/norm_quantize.h"
 #include "ops/permute_quantize.h"
@@ -21,15 +21,6 @@ using tensor::Context;
 using tensor::DType;
 using tensor::Shape;
 using tensor::TensorView;
-
-namespace {
-
-// What a linear reads: row codes where it runs in FP8, else the BF16 rows. `columns` (may be null)
-// receives the column codes for the weight gradient.
-struct LinearInput {
-  TensorView x_MK;
-  Fp8Rows rows;
-};
 
 LinearInput linear_input(const Context& ctx, const ModelView& model, int p, const TensorView& x_MK,
                          const Segments& segments, Arena* keep, Fp8Columns* columns,
@@ -55,6 +46,18 @@ void linear(const Context& ctx, const ModelView& model, int p, const LinearInput
     ops::fp8_gemm(ctx, in.rows, model.quantized->forward[p], offsets_E1, out_MN);
   else
     ops::bf16_gemm(ctx, in.x_MK, model.weights->view(p), ops::BLayout::kNK, offsets_E1, out_MN);
+}
+
+namespace {
+
+// The same with a bias behind the product, rounded once (`bias` -1: none).
+void linear(const Context& ctx, const ModelView& model, int p, int bias, const LinearInput& in,
+            const TensorView& offsets_E1, const TensorView& out_MN) {
+  if (bias < 0) return linear(ctx, model, p, in, offsets_E1, out_MN);
+  ArenaScope scratch(*ctx.workspace);
+  const TensorView sums_MN = ctx.workspace->take(DType::kFp32, out_MN.shape);
+  linear(ctx, model, p, in, offsets_E1, sums_MN);
+  ops::add_bias(ctx, sums_MN, model.weights->view(bias).reshape({out_MN.dim(1)}), out_MN);
 }
 
 // The norm of x + delta as what linear `p` reads; x_out and rstd as in rms_norm. h_TD receives the
@@ -118,47 +121,19 @@ void project_heads(const Context& ctx, const ModelView& model, const ForwardBatc
   ops::head_norm_rope(ctx, {qkv_TN, column}, none, c.rms_eps, batch.positions_T, none, none, none,
                       x_TN.reshape(out_THK.shape));
   ops::rms_norm(ctx, x_TN, none, w, c.rms_eps, x_TN, h_TN, rstd);
+  if (c.clip_qkv > 0) ops::clip(ctx, h_TN, clip_limit(c));
   ops::head_norm_rope(ctx, {h_TN, 0}, none, c.rms_eps, batch.positions_T, model.cos_PK,
                       model.sin_PK, none, out_THK);
 }
 
-// What the parts of one layer's forward share.
-struct LayerPass {
-  const Context& ctx;
-  const ModelView& model;
-  const ForwardBatch& batch;
-  int layer;
-  const Segments& dense;  // empty without a backward
-  bool saved;             // for a backward
-  LayerSaved& s;
-  Arena& keep;
-  const PassCounters& counters;
-
-  const ModelConfig& config() const { return model.weights->config; }
-  const LayerParams& params() const { return model.weights->table.layers[layer]; }
-  Fp8Columns* columns(Fp8Columns& of) const { return saved ? &of : nullptr; }
-  TensorView bf16(const Shape& shape) const { return keep.take(DType::kBf16, shape); }
-  TensorView fp32(const Shape& shape) const { return keep.take(DType::kFp32, shape); }
-  TensorView int32(const Shape& shape) const { return keep.take(DType::kInt32, shape); }
-};
-
-// Norm, q|k|v, head norm and rotation, cache, softmax(qk)v, output projection: o_TD.
-void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
-                    const TensorView& delta_TD, const TensorView& o_TD) {
+// From q|k|v: head norm and rotation, cache, softmax(qk)v; what the output projection reads.
+TensorView grouped_attention(const LayerPass& l, KvCache* cache) {
   const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
   const ModelConfig& c = l.config();
   const ParamTable& table = model.weights->table;
   const LayerParams& p = l.params();
-  const std::int64_t T = x_TD.dim(0), D = c.hidden_size, H = c.num_heads, J = c.num_kv_heads,
-                     K = c.head_dim;
+  const std::int64_t T = s.qkv_TN.dim(0), H = c.num_heads, J = c.num_kv_heads, K = c.head_dim;
   const TensorView none;
-  s.x1_TD = l.bf16({T, D}), s.rstd1_T = l.fp32({T});
-  const LinearInput h1 =
-      norm_input(ctx, model, p.qkv, p.input_norm, x_TD, delta_TD, s.x1_TD, s.rstd1_T, dense, keep,
-                 s.h1_TD, l.columns(s.h1_columns), counters.group(kAttentionInput));
-  s.qkv_TN = l.bf16({T, table.qkv_rows});
-  linear(ctx, model, p.qkv, h1, none, s.qkv_TN);
-
   s.q_THK = l.bf16({T, H, K}), s.k_TJK = l.bf16({T, J, K}), s.v_TJK = l.bf16({T, J, K});
   if (c.qk_norm) {
     s.q_rstd_TH = l.fp32(c.qk_norm_whole ? Shape{T} : Shape{T, H});
@@ -168,10 +143,11 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
   project_heads(ctx, model, batch, s.qkv_TN, table.k_column, p.k_norm, s.k_rstd_TJ, s.k_TJK);
   ops::head_norm_rope(ctx, {s.qkv_TN, table.v_column}, none, c.rms_eps, batch.positions_T, none,
                       none, none, s.v_TJK);
+  if (c.clip_qkv > 0) ops::clip(ctx, s.v_TJK, clip_limit(c));
 
   s.attention_THK = l.bf16({T, H, K});
   if (saved) s.lse2_TH = l.fp32({T, H});
-  const double scale = 1.0 / std::sqrt(static_cast<double>(K));
+  const double scale = attention_scale(c);
   if (cache != nullptr) {
     ops::write_kv(ctx, s.k_TJK, s.v_TJK, batch.slots_T, cache->k[layer], cache->v[layer]);
     ops::attention(ctx, s.q_THK, cache->k[layer], cache->v[layer], batch.attention, scale,
@@ -180,10 +156,29 @@ void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
     ops::attention(ctx, s.q_THK, s.k_TJK, s.v_TJK, batch.attention, scale, s.attention_THK,
                    s.lse2_TH);
   }
+  return s.attention_THK.reshape({T, H * K});
+}
+
+// Norm, q|k|v, attention, output projection: o_TD.
+void attention_part(const LayerPass& l, KvCache* cache, const TensorView& x_TD,
+                    const TensorView& delta_TD, const TensorView& o_TD) {
+  const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
+  const ModelConfig& c = l.config();
+  const LayerParams& p = l.params();
+  const std::int64_t T = x_TD.dim(0), D = c.hidden_size;
+  const TensorView none;
+  s.x1_TD = l.bf16({T, D}), s.rstd1_T = l.fp32({T});
+  const LinearInput h1 =
+      norm_input(ctx, model, p.qkv, p.input_norm, x_TD, delta_TD, s.x1_TD, s.rstd1_T, dense, keep,
+                 s.h1_TD, l.columns(s.h1_columns), counters.group(kAttentionInput));
+  s.qkv_TN = l.bf16({T, model.weights->table.qkv_rows});
+  linear(ctx, model, p.qkv, p.qkv_bias, h1, none, s.qkv_TN);
+  const TensorView heads_TN =
+      is_latent(c) ? latent_attention(l, cache) : grouped_attention(l, cache);
   const LinearInput a =
-      linear_input(ctx, model, p.o, s.attention_THK.reshape({T, H * K}), dense, &keep,
-                   l.columns(s.attention_columns), counters.group(kAttentionOutput));
-  linear(ctx, model, p.o, a, none, o_TD);
+      linear_input(ctx, model, p.o, heads_TN, dense, &keep, l.columns(s.attention_columns),
+                   counters.group(kAttentionOutput));
+  linear(ctx, model, p.o, p.o_bias, a, none, o_TD);
 }
 
 // Norm, gate|up, SwiGLU, down of a layer without a router.
@@ -203,7 +198,25 @@ void dense_part(const LayerPass& l, const TensorView& o_TD, const TensorView& de
   linear(ctx, model, p.down, activation, none, delta_out_TD);
 }
 
-// Norm, router, permute, gate|up, SwiGLU, down, combine.
+// The shared experts of h2: gate|up, SwiGLU, down. Empty where the layer has none.
+TensorView shared_part(const LayerPass& l) {
+  const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
+  const MlpParams& p = l.params().shared;
+  if (p.down < 0) return {};
+  const std::int64_t T = s.h2_TD.dim(0);
+  const TensorView none, shared_TD = ctx.workspace->take(DType::kBf16, s.h2_TD.shape);
+  const LinearInput h2 = linear_input(ctx, model, p.gate_up, s.h2_TD, dense, &keep,
+                                      l.columns(s.h2_columns), counters.group(kExpertInput));
+  s.shared.gate_up_MF = l.bf16({T, 2 * p.width});
+  linear(ctx, model, p.gate_up, h2, none, s.shared.gate_up_MF);
+  const LinearInput activation =
+      swiglu_input(ctx, model, p.down, s.shared.gate_up_MF, dense, keep, s.shared.activation_MF,
+                   l.columns(s.shared.activation_columns), counters.group(kExpertActivation));
+  linear(ctx, model, p.down, activation, none, shared_TD);
+  return shared_TD;
+}
+
+// Norm, router, permute, gate|up, SwiGLU, down, shared experts, combine.
 void experts_part(const LayerPass& l, const TensorView& o_TD, const TensorView& delta_out_TD) {
   const auto& [ctx, model, batch, layer, dense, saved, s, keep, counters] = l;
   const ModelConfig& c = l.config();
@@ -243,7 +256,7 @@ void experts_part(const LayerPass& l, const TensorView& o_TD, const TensorView& 
                    l.columns(s.activation_columns), counters.group(kExpertActivation));
   s.down_MD = l.bf16({M, D});
   linear(ctx, model, p.down, activation, offsets, s.down_MD);
-  ops::combine(ctx, s.down_MD, s.weights_TC, s.row_TC, none, delta_out_TD);
+  ops::combine(ctx, s.down_MD, s.weights_TC, s.row_TC, shared_part(l), delta_out_TD);
 }
 
 }  // namespace

@@ -84,6 +84,19 @@ void import_expert(const Context& ctx, const std::vector<StoredWeight>& stored, 
   scales_t.put_back(ctx);
 }
 
+// The codes and scales of a parameter with one part, as the file has them.
+void keep_stored(const StoredWeight& w, std::size_t p, QuantizedWeights& q) {
+  const std::int64_t N = w.values.rows, K = w.values.columns;
+  const tensor::Tensor codes(Device::kCpu, DType::kE4m3, {1, N, K}),
+      scales(Device::kCpu, DType::kFp32, {1, w.scales.rows, w.scales.columns});
+  read_codes(w, 0, N, static_cast<Fp8*>(codes.view().data), K);
+  read_scales(w, scales.as<float>());
+  q.stored.resize(q.fp8.size());
+  q.stored[p] = {codes, scales, ops::Scaling::kBlock};
+  q.stored_memory.push_back(codes);
+  q.stored_memory.push_back(scales);
+}
+
 std::size_t count_fp8(const std::vector<StoredWeight>& parts) {
   return static_cast<std::size_t>(
       std::count_if(parts.begin(), parts.end(), [](const StoredWeight& w) { return w.fp8(); }));
@@ -106,9 +119,15 @@ std::shared_ptr<QuantizedWeights> import_fp8(const Context& ctx, const Checkpoin
         "for; they are dequantized to BF16 and quantized again");
     return q;
   }
-  std::size_t taken = 0, dequantized = 0, quantized = 0;  // projections
+  std::size_t taken = 0, dequantized = 0, quantized = 0, heads = 0;  // projections
   for (std::size_t p = 0; p < c.parts.size(); ++p) {
     const std::size_t stored = count_fp8(c.parts[p]);
+    if (c.table.params[p].kind == ParamKind::kHeads) {
+      if (stored == 0) continue;
+      ++heads;
+      if (precision.fp8) keep_stored(c.parts[p][0], p, *q);
+      continue;
+    }
     if (!q->fp8[p]) {
       dequantized += stored;
       continue;
@@ -127,6 +146,11 @@ std::shared_ptr<QuantizedWeights> import_fp8(const Context& ctx, const Checkpoin
   if (dequantized > 0)
     say(fmt::format("{} of {} FP8 tensors run in BF16 in this precision, dequantized", dequantized,
                     dequantized + taken));
+  if (heads > 0)
+    say(fmt::format(
+        "kv_b_proj of {} layers is FP8 in the file and runs in BF16, dequantized, as in "
+        "every precision",
+        heads));
   if (quantized > 0)
     say(fmt::format("{} tensors that the file has in BF16 run in FP8 in this precision, quantized",
                     quantized));

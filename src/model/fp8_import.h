@@ -1,15 +1,12 @@
 // FP8 codes and scales between files and QuantizedWeights, byte for byte.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "model/checkpoint.h"
 
 namespace lockstep::model {
-
-using Log = std::function<void(const std::string& line)>;
 
 // The quantized set of `weights` for this precision, with the codes and scales of the file wherever
 // it has them, not quantized again: projection by projection, for a parameter that runs in FP8 in
@@ -18,7 +15,8 @@ using Log = std::function<void(const std::string& line)>;
 // in BF16 runs on the dequantized BF16 weights; one that the file has in BF16 is quantized from
 // them; a recipe other than blockwise, and power-of-two scales where the file has others, quantize
 // everything from the dequantized weights. When a training step has changed the weights, requantize
-// replaces all codes.
+// replaces all codes. Codes of weights that run in BF16 in every precision (kv_b_proj of latent
+// attention, ADR 0008) are kept in the set's `stored`.
 std::shared_ptr<QuantizedWeights> import_fp8(const tensor::Context& ctx,
                                              const Checkpoint& checkpoint, Weights& weights,
                                              const Precision& precision, const Log& log = nullptr);

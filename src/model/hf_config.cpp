@@ -58,7 +58,7 @@ json hf_config_json(const ModelConfig& c) {
   out.update(json{{"architectures", {family.architecture}},
                   {"model_type", family_name(c.family)},
                   {"torch_dtype", "bfloat16"},
-                  {"attention_bias", false},
+                  {"attention_bias", c.output_bias},
                   {"attention_dropout", 0.0},
                   {"bos_token_id", token_json(c.bos_token_id)},
                   {"eos_token_id", eos_json(c)},

@@ -125,7 +125,7 @@ StoredWeight own_weight(const HfFolder& folder, const std::string& name, const H
                         std::set<std::string>& used) {
   const StoredType type = stored_type(source, name);
   const auto shape =
-      vector ? std::vector<std::int64_t>{columns} : std::vector<std::int64_t>{rows, columns};
+      vector ? std::vector<std::int64_t>{rows * columns} : std::vector<std::int64_t>{rows, columns};
   if (source.tensor.shape != shape) wrong_shape(source, name, shape);
   used.insert(name);
   StoredWeight out{matrix(source, type, rows, columns, 0), {}, source.file, name};

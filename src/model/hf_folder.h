@@ -38,13 +38,13 @@ struct HfFolder {
 // where the index says, ...) is an InputError naming file and tensor.
 HfFolder open_hf_folder(const std::filesystem::path& folder);
 
-// The tensor of this name and shape as a weight; a matrix [rows, columns], or a vector of `columns`
-// when `vector`. A projection of an expert that has no tensor of its own is taken out of the fused
-// slabs of transformers 5: P.experts.gate_up_proj [E, 2F, D] (gate rows first) and P.experts.
-// down_proj [E, D, F], or both with the last two axes swapped; the two shapes together tell which.
-// FP8 needs scales of the right shape, a fused slab of it F divisible by 128. Names of the tensors
-// that were used are added to `used`. InputError naming file and tensor when there is none, or one
-// of another shape or element type.
+// The tensor of this name and shape as a weight; a matrix [rows, columns], or, when `vector`, a
+// vector of rows * columns. A projection of an expert that has no tensor of its own is taken out of
+// the fused slabs of transformers 5: P.experts.gate_up_proj [E, 2F, D] (gate rows first) and
+// P.experts. down_proj [E, D, F], or both with the last two axes swapped; the two shapes together
+// tell which. FP8 needs scales of the right shape, a fused slab of it F divisible by 128. Names of
+// the tensors that were used are added to `used`. InputError naming file and tensor when there is
+// none, or one of another shape or element type.
 StoredWeight find_weight(const HfFolder& folder, const std::string& hf_name, std::int64_t rows,
                          std::int64_t columns, bool vector, std::int64_t experts,
                          std::set<std::string>& used);

@@ -9,11 +9,11 @@ using nlohmann::json;
 namespace {
 
 // yarn's factor of cos and sin: given, or from the scaling.
-double read_attention_factor(KeyReader& rope, double factor) {
-  const double all = rope.number("mscale_all_dim", 0), mscale = rope.number("mscale", 0);
-  double own = yarn_attention_factor(factor);
-  if (mscale != 0 && all != 0)
-    own = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, all);
+double read_attention_factor(KeyReader& rope, const RopeScaling& s) {
+  double own = yarn_attention_factor(s.factor);
+  if (s.mscale != 0 && s.mscale_all_dim != 0)
+    own = yarn_attention_factor(s.factor, s.mscale) /
+          yarn_attention_factor(s.factor, s.mscale_all_dim);
   return rope.number("attention_factor", own);
 }
 
@@ -40,7 +40,9 @@ RopeScaling read_rope_scaling(KeyReader& rope, std::int64_t max_positions) {
     s.beta_fast = rope.number("beta_fast", 32);
     s.beta_slow = rope.number("beta_slow", 1);
     s.truncate = rope.boolean("truncate", true);
-    s.attention_factor = read_attention_factor(rope, s.factor);
+    s.mscale = rope.number("mscale", 0);
+    s.mscale_all_dim = rope.number("mscale_all_dim", 0);
+    s.attention_factor = read_attention_factor(rope, s);
   } else {
     rope.refuse(key, "'{}' is not supported, only default, linear, llama3 and yarn", kind);
   }
@@ -87,14 +89,18 @@ json rope_scaling_json(const RopeScaling& s) {
               {"original_max_position_embeddings", s.original_positions},
               {"low_freq_factor", s.low_freq_factor},
               {"high_freq_factor", s.high_freq_factor}};
-    case RopeScaling::kYarn:
-      return {{"rope_type", "yarn"},
-              {"factor", s.factor},
-              {"original_max_position_embeddings", s.original_positions},
-              {"beta_fast", s.beta_fast},
-              {"beta_slow", s.beta_slow},
-              {"truncate", s.truncate},
-              {"attention_factor", s.attention_factor}};
+    case RopeScaling::kYarn: {
+      json out = {{"rope_type", "yarn"},
+                  {"factor", s.factor},
+                  {"original_max_position_embeddings", s.original_positions},
+                  {"beta_fast", s.beta_fast},
+                  {"beta_slow", s.beta_slow},
+                  {"truncate", s.truncate},
+                  {"attention_factor", s.attention_factor}};
+      if (s.mscale != 0) out["mscale"] = s.mscale;
+      if (s.mscale_all_dim != 0) out["mscale_all_dim"] = s.mscale_all_dim;
+      return out;
+    }
   }
   base::fail<base::ContractError>("no rope scaling {}", static_cast<int>(s.kind));
 }

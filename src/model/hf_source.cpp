@@ -12,14 +12,14 @@ static constexpr std::size_t kTokenizerFileLimit = 256 << 20;
 namespace {
 
 SourceTensor::Kind source_kind(ParamKind kind) {
-  if (kind == ParamKind::kNorm) return SourceTensor::kVector;
+  if (kind == ParamKind::kNorm || kind == ParamKind::kBias) return SourceTensor::kVector;
   return kind == ParamKind::kLinear ? SourceTensor::kLinear : SourceTensor::kMatrix;
 }
 
 }  // namespace
 
-ModelSource open_hf_source(const fs::path& folder) {
-  const auto c = std::make_shared<const Checkpoint>(open_checkpoint(folder));
+ModelSource open_hf_source(const fs::path& folder, const Log& log) {
+  const auto c = std::make_shared<const Checkpoint>(open_checkpoint(folder, log));
   ModelSource out;
   out.config = c->folder.config;
   std::error_code error;

@@ -52,6 +52,14 @@ struct JsonPart {
   std::string text_or(std::string_view missing) const {
     return is_null() ? std::string(missing) : text();
   }
+  // A text of one character.
+  std::string character() const {
+    const std::string one = text();
+    std::size_t end = 0;
+    if (!one.empty()) next_code_point(one, end);
+    if (end == 0 || end != one.size()) fail("must be one character");
+    return one;
+  }
   bool flag(bool missing) const {
     if (is_null()) return missing;
     if (!value.is_boolean()) fail(fmt::format("must be true or false, is {}", value.type_name()));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -16,9 +17,9 @@ namespace lockstep::model {
 
 struct SourceTensor {
   enum Kind {
-    kVector,  // a norm: BF16
+    kVector,  // a norm, a bias of a projection: BF16
     kBias,    // selection bias of a router: FP32
-    kMatrix,  // embedding, head, router: always BF16
+    kMatrix,  // embedding, head, router, kv_b_proj: BF16, unless the source has codes
     kLinear,  // a projection: BF16 or FP8
   };
   std::string name;  // in Hugging Face's layout
@@ -34,8 +35,10 @@ struct ModelSource {
   std::shared_ptr<const void> memory;  // keeps the bytes of the tensors
 };
 
-// A folder that open_checkpoint accepts, with the tokenizer files in it.
-ModelSource open_hf_source(const std::filesystem::path& folder);
+// A folder that open_checkpoint accepts, with the tokenizer files in it. What that passes over is
+// said to `log`.
+ModelSource open_hf_source(const std::filesystem::path& folder,
+                           const std::function<void(const std::string& line)>& log = nullptr);
 
 // A GGUF file of architecture llama (dense, or Mixtral's experts), qwen3 or qwen3moe, with the
 // tokenizer in it. A key of the architecture or a tensor that is not known is an InputError naming

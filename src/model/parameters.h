@@ -1,7 +1,8 @@
 // The parameter table: every weight of a model, its shape, and where it lies. Built from the config
 // alone, in a fixed order. Projections that share an input are fused into one slab (q|k|v,
-// gate|up); each projection's rows are padded with zero rows to a multiple of 128, so that weight
-// blocks of 128 never cross a projection (docs/numerics.md, section 6).
+// gate|up; with latent attention q_a|kv_a, or q|kv_a where queries have no latent); each
+// projection's rows are padded with zero rows to a multiple of 128, so that weight blocks of 128
+// never cross a projection (docs/numerics.md, section 6).
 #pragma once
 
 #include <string>
@@ -15,8 +16,10 @@ namespace lockstep::model {
 enum class ParamKind {
   kEmbedding,  // [V, D]
   kNorm,       // [n]
+  kBias,       // [N, 1], of a linear's rows, always BF16; [N] in a file
   kRouter,     // [1, E, D], always BF16
   kLinear,     // [E, N, K] (dense: E = 1), FP8 where the precision says so
+  kHeads,      // [1, N, K] of latent attention, a matrix a head (ADR 0008), always BF16
   kHead,       // [1, V, D], always BF16
 };
 
@@ -40,11 +43,24 @@ struct Param {
   std::int64_t offset = 0;  // first element in a slab of all parameters
 };
 
+// One SwiGLU MLP, or those of all experts of a layer.
+struct MlpParams {
+  int gate_up = -1, down = -1;
+  std::int64_t width = 0;  // padded
+};
+
+// Indices of a layer's parameters; -1 where absent.
 struct LayerParams {
-  int input_norm, qkv, q_norm, k_norm, o, post_norm, router, gate_up,
-      down;            // indices; -1 where absent
-  std::int64_t width;  // padded width of an expert, or of the dense MLP
+  int input_norm = -1, qkv = -1, qkv_bias = -1, q_norm = -1, k_norm = -1, o = -1, o_bias = -1,
+      post_norm = -1, router = -1;
+  int gate_up = -1, down = -1;
+  std::int64_t width = 0;  // padded width of an expert, or of the dense MLP
+  MlpParams shared;        // of the experts that every token takes
+  // Latent attention: its q|k|v slab is q_a|kv_a or q|kv_a; q_norm and q_b are there with a latent
+  // of the queries, k_norm is that of the keys and values.
+  int q_b = -1, kv_b = -1;
   bool dense() const { return router < 0; }
+  MlpParams mlp() const { return {gate_up, down, width}; }
 };
 
 struct ParamTable {
@@ -52,15 +68,16 @@ struct ParamTable {
   std::vector<LayerParams> layers;
   int embedding = -1, final_norm = -1, head = -1;  // head == embedding when tied
   std::int64_t count = 0;                          // elements of a slab (padded)
-  // Columns of the fused q|k|v slab.
+  // Columns of the fused q|k|v slab; with latent attention those of kv_a begin at k_column.
   std::int64_t q_column = 0, k_column = 0, v_column = 0, qkv_rows = 0;
 };
 
 ParamTable build_param_table(const ModelConfig& config);
 
-// Checkpoint names in a layer's MLP: its router, and a projection of an expert, or of the dense MLP
-// where `expert` is -1.
+// Checkpoint names in a layer's MLP: its router, and a projection of an expert, of the dense MLP or
+// of the shared experts.
 enum class Projection { kGate, kUp, kDown };
+inline constexpr std::int64_t kDenseMlp = -1, kSharedExperts = -2;
 std::string router_name(const ModelConfig& config, std::int64_t layer);
 std::string mlp_name(const ModelConfig& config, std::int64_t layer, std::int64_t expert,
                      Projection projection);

@@ -1,4 +1,5 @@
 // Which linears run in FP8, and how. Precision is data: the same forward and backward read it.
+// Embeddings, norms, routers, the head and kv_b_proj of latent attention (ADR 0008) never do.
 #pragma once
 
 #include <string>

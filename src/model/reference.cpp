@@ -4,91 +4,38 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "model/reference_math.h"
 #include "model/rope.h"
+#include "ops/reference/router.h"
 
 namespace lockstep::model {
 
-using Matrix = ReferenceMatrix;
+using namespace reference;
 
 namespace {
 
-double dot(const double* a, const double* b, std::int64_t n) {
-  double s[8] = {};
-  std::int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-#pragma omp simd
-    for (int j = 0; j < 8; ++j) s[j] += a[i + j] * b[i + j];
-  for (; i < n; ++i) s[0] += a[i] * b[i];
-  return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+// y += b in every row, where there is a bias of this name.
+void add_bias(const ReferenceParams& params, const std::string& name, Matrix& y) {
+  const auto found = params.find(name);
+  if (found == params.end()) return;
+  for (std::int64_t t = 0; t < y.rows; ++t) axpy(1.0, found->second.row(0), y.row(t), y.columns);
 }
 
-void axpy(double a, const double* x, double* y, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+void add_bias_backward(ReferenceParams& g, const std::string& name, const Matrix& dy) {
+  const auto found = g.find(name);
+  if (found == g.end()) return;
+  for (std::int64_t t = 0; t < dy.rows; ++t) axpy(1.0, dy.row(t), found->second.row(0), dy.columns);
 }
 
-// y = W x
-std::vector<double> multiply(const Matrix& w, const double* x) {
-  std::vector<double> y(static_cast<std::size_t>(w.rows));
-  for (std::int64_t n = 0; n < w.rows; ++n) y[n] = dot(w.row(n), x, w.columns);
-  return y;
+// Cuts to [-limit, limit]; 0: not. The gradient passes what was not cut.
+void clip(Matrix& y, double limit) {
+  if (limit > 0)
+    for (double& v : y.values) v = std::clamp(v, -limit, limit);
 }
 
-// From dy of y = W x: dx += W^T dy, dW += dy x^T.
-void multiply_backward(const Matrix& w, const double* x, const double* dy, double* dx, Matrix& dw) {
-  for (std::int64_t n = 0; n < w.rows; ++n) {
-    axpy(dy[n], w.row(n), dx, w.columns);
-    axpy(dy[n], x, dw.row(n), w.columns);
-  }
-}
-
-// Every row of x through W.
-Matrix linear(const Matrix& w, const Matrix& x) {
-  Matrix y(x.rows, w.rows);
-  for (std::int64_t t = 0; t < x.rows; ++t) {
-    const auto row = multiply(w, x.row(t));
-    std::copy(row.begin(), row.end(), y.row(t));
-  }
-  return y;
-}
-
-void linear_backward(const Matrix& w, const Matrix& x, const Matrix& dy, Matrix& dx, Matrix& dw) {
-  for (std::int64_t t = 0; t < x.rows; ++t)
-    multiply_backward(w, x.row(t), dy.row(t), dx.row(t), dw);
-}
-
-double inverse_rms(const double* x, std::int64_t n, double eps) {
-  return 1.0 / std::sqrt(dot(x, x, n) / static_cast<double>(n) + eps);
-}
-
-// y_i = x_i r w_i with r = (mean x^2 + eps)^(-1/2)
-void rms_norm(const double* x, const double* w, std::int64_t n, double eps, double* y) {
-  const double r = inverse_rms(x, n, eps);
-  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * r * w[i];
-}
-
-// dx_j += r w_j dy_j - x_j r^3 / n * sum_i dy_i w_i x_i
-void rms_norm_backward(const double* x, const double* w, std::int64_t n, double eps,
-                       const double* dy, double* dx, double* dw) {
-  const double r = inverse_rms(x, n, eps);
-  double s = 0;
-  for (std::int64_t i = 0; i < n; ++i) s += dy[i] * w[i] * x[i];
-  for (std::int64_t i = 0; i < n; ++i) {
-    dw[i] += dy[i] * x[i] * r;
-    dx[i] += r * w[i] * dy[i] - x[i] * r * r * r * s / static_cast<double>(n);
-  }
-}
-
-Matrix norm_rows(const Matrix& x, const Matrix& w, double eps) {
-  Matrix y(x.rows, x.columns);
-  for (std::int64_t t = 0; t < x.rows; ++t) rms_norm(x.row(t), w.row(0), x.columns, eps, y.row(t));
-  return y;
-}
-
-void norm_rows_backward(const Matrix& x, const Matrix& w, double eps, const Matrix& dy, Matrix& dx,
-                        Matrix& dw) {
-  for (std::int64_t t = 0; t < x.rows; ++t)
-    rms_norm_backward(x.row(t), w.row(0), x.columns, eps, dy.row(t), dx.row(t), dw.row(0));
+void clip_backward(const Matrix& y, double limit, Matrix& d) {
+  for (std::size_t i = 0; limit > 0 && i < y.values.size(); ++i)
+    if (std::fabs(y.values[i]) >= limit) d.values[i] = 0;
 }
 
 // Rotates the pair (i, i + K/2) by position * frequency[i], times the factor; direction -1 is the
@@ -107,21 +54,6 @@ void rotate(double* x, std::int64_t position, const ReferenceModel& model, doubl
 
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
-// Names of one layer's parameters and the sizes that everything below needs.
-struct Layer {
-  const ReferenceModel& model;
-  std::int64_t index;
-  std::string prefix = fmt::format("model.layers.{}.", index);
-  const ModelConfig& c = model.config;
-  const ReferenceParams& params = model.params;
-
-  std::string name(const std::string& what) const { return prefix + what + ".weight"; }
-  bool dense() const { return is_dense(c, index); }
-  std::string router() const { return router_name(c, index); }
-  std::string mlp(int expert, Projection which) const { return mlp_name(c, index, expert, which); }
-  const Matrix& at(const std::string& what) const { return params.at(name(what)); }
-};
-
 // Heads of `raw`, normalised (each, or all together) and rotated.
 Matrix head_norm_rope(const Layer& l, const Matrix& raw, std::int64_t heads, const char* norm) {
   const std::int64_t K = l.c.head_dim;
@@ -131,6 +63,9 @@ Matrix head_norm_rope(const Layer& l, const Matrix& raw, std::int64_t heads, con
     for (std::int64_t n = 0; l.c.qk_norm && n < heads * K; n += width)
       rms_norm(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
                out.row(t) + n);
+  }
+  clip(out, l.c.clip_qkv);
+  for (std::int64_t t = 0; t < raw.rows; ++t) {
     for (std::int64_t h = 0; h < heads; ++h) rotate(out.row(t) + h * K, t, l.model, 1.0);
   }
   return out;
@@ -142,8 +77,13 @@ Matrix head_norm_rope_backward(const Layer& l, const Matrix& raw, std::int64_t h
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t h = 0; h < heads; ++h) rotate(d_out.row(t) + h * K, t, l.model, -1.0);
   if (!l.c.qk_norm) return d_out;
-  Matrix d_raw(raw.rows, raw.columns);
+  Matrix d_raw(raw.rows, raw.columns), normed = raw;
   const std::int64_t width = l.c.qk_norm_whole ? heads * K : K;
+  for (std::int64_t t = 0; t < raw.rows && l.c.clip_qkv > 0; ++t)
+    for (std::int64_t n = 0; n < heads * K; n += width)
+      rms_norm(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
+               normed.row(t) + n);
+  clip_backward(normed, l.c.clip_qkv, d_out);
   for (std::int64_t t = 0; t < raw.rows; ++t)
     for (std::int64_t n = 0; n < heads * K; n += width)
       rms_norm_backward(raw.row(t) + n, l.at(norm).row(0), width, static_cast<double>(l.c.rms_eps),
@@ -200,72 +140,55 @@ void attention_backward(const Layer& l, const ReferenceLayer& s, const Matrix& d
 }
 
 void route_token(const Layer& l, ReferenceLayer& s, std::int64_t t, const int* forced) {
-  const std::int64_t E = l.c.num_experts, C = l.c.router.top_k;
   const auto z = multiply(l.params.at(l.router()), s.h2.row(t));
-  const double top = *std::max_element(z.begin(), z.end());
-  double sum = 0;
-  for (std::int64_t e = 0; e < E; ++e) sum += s.scores.row(t)[e] = std::exp(z[e] - top);
-  for (std::int64_t e = 0; e < E; ++e) s.scores.row(t)[e] /= sum;
-  const double* p = s.scores.row(t);
-
-  std::vector<int> order(static_cast<std::size_t>(E));
-  for (std::size_t e = 0; e < order.size(); ++e) order[e] = static_cast<int>(e);
-  std::stable_sort(order.begin(), order.end(), [p](int a, int b) { return p[a] > p[b]; });
-  if (forced != nullptr) std::copy(forced, forced + C, order.begin());
-  double chosen = 0;
-  for (std::int64_t i = 0; i < C; ++i) chosen += p[order[i]];
-  for (std::int64_t i = 0; i < C; ++i) {
-    s.experts.push_back(order[i]);
-    s.weights.push_back(p[order[i]] / (l.c.router.normalize ? chosen : 1.0) *
-                        static_cast<double>(l.c.router.scaling));
+  std::copy(z.begin(), z.end(), s.router_logits.row(t));
+  const auto& bias = l.model.router_bias;
+  ops::reference::Routed routed = ops::reference::router(
+      z, bias.empty() ? std::vector<double>() : bias[static_cast<std::size_t>(l.index)],
+      l.c.router);
+  if (forced != nullptr) {
+    routed.experts.assign(forced, forced + l.c.router.top_k);
+    routed.weights = ops::reference::router_weights(routed.scores, routed.experts, l.c.router);
   }
+  std::copy(routed.scores.begin(), routed.scores.end(), s.scores.row(t));
+  s.experts.insert(s.experts.end(), routed.experts.begin(), routed.experts.end());
+  s.weights.insert(s.weights.end(), routed.weights.begin(), routed.weights.end());
 }
 
-// y += weight * the MLP of an expert (-1: the dense one) of token t; keeps what its backward needs.
-void mlp(const Layer& l, ReferenceLayer& s, std::int64_t t, int expert, double weight, double* y) {
-  s.gate.push_back(multiply(l.params.at(l.mlp(expert, Projection::kGate)), s.h2.row(t)));
-  s.up.push_back(multiply(l.params.at(l.mlp(expert, Projection::kUp)), s.h2.row(t)));
-  std::vector<double> a(s.gate.back().size());
+// The MLP of token t that `expert` (or kDenseMlp, kSharedExperts) names; keeps what its backward
+// needs.
+std::vector<double> mlp(const Layer& l, const ReferenceLayer& s, std::int64_t t,
+                        std::int64_t expert, std::vector<std::vector<double>>& gate,
+                        std::vector<std::vector<double>>& up) {
+  gate.push_back(multiply(l.params.at(l.mlp(expert, Projection::kGate)), s.h2.row(t)));
+  up.push_back(multiply(l.params.at(l.mlp(expert, Projection::kUp)), s.h2.row(t)));
+  std::vector<double> a(gate.back().size());
   for (std::size_t f = 0; f < a.size(); ++f)
-    a[f] = s.gate.back()[f] * sigmoid(s.gate.back()[f]) * s.up.back()[f];
-  s.down.push_back(multiply(l.params.at(l.mlp(expert, Projection::kDown)), a.data()));
-  axpy(weight, s.down.back().data(), y, s.h2.columns);
+    a[f] = gate.back()[f] * sigmoid(gate.back()[f]) * up.back()[f];
+  return multiply(l.params.at(l.mlp(expert, Projection::kDown)), a.data());
 }
 
 // x += experts, or the dense MLP, of h2
 void mlps(const Layer& l, ReferenceLayer& s, Matrix& x) {
   const std::int64_t C = l.c.router.top_k;
   for (std::int64_t t = 0; t < x.rows; ++t) {
-    if (l.dense()) mlp(l, s, t, -1, 1.0, x.row(t));
-    for (std::int64_t i = 0; i < C && !l.dense(); ++i)
-      mlp(l, s, t, s.experts[t * C + i], s.weights[t * C + i], x.row(t));
+    if (l.dense()) {
+      axpy(1, mlp(l, s, t, kDenseMlp, s.gate, s.up).data(), x.row(t), x.columns);
+      continue;
+    }
+    for (std::int64_t i = 0; i < C; ++i) {
+      s.down.push_back(mlp(l, s, t, s.experts[t * C + i], s.gate, s.up));
+      axpy(s.weights[t * C + i], s.down.back().data(), x.row(t), x.columns);
+    }
+    if (l.c.num_shared_experts > 0)
+      axpy(1, mlp(l, s, t, kSharedExperts, s.shared_gate, s.shared_up).data(), x.row(t), x.columns);
   }
 }
 
-// Gradient of the softmax scores' logits from those of the chosen weights.
-std::vector<double> router_backward(const Layer& l, const ReferenceLayer& s, std::int64_t t,
-                                    const std::vector<double>& d_weights) {
-  const std::int64_t E = l.c.num_experts, C = l.c.router.top_k;
-  const double* p = s.scores.row(t);
-  const double scaling = static_cast<double>(l.c.router.scaling);
-  double chosen = 0, mean = 0;
-  for (std::int64_t i = 0; i < C; ++i) {
-    chosen += p[s.experts[t * C + i]];
-    mean += d_weights[i] * s.weights[t * C + i];  // of the normalised, scaled weights
-  }
-  std::vector<double> dp(static_cast<std::size_t>(E));
-  for (std::int64_t i = 0; i < C; ++i)
-    dp[s.experts[t * C + i]] +=
-        l.c.router.normalize ? (d_weights[i] * scaling - mean) / chosen : d_weights[i] * scaling;
-  const double inner = dot(dp.data(), p, E);
-  for (std::int64_t e = 0; e < E; ++e) dp[e] = p[e] * (dp[e] - inner);
-  return dp;
-}
-
-// `at`: which of the layer's calls of mlp(); dy is the gradient of its result, weighted already.
-void mlp_backward(const Layer& l, const ReferenceLayer& s, std::int64_t t, int expert,
-                  std::size_t at, const double* dy, double* dh2, ReferenceParams& g) {
-  const auto &gate = s.gate[at], &up = s.up[at];
+// dy is the gradient of the MLP's result, weighted already.
+void mlp_backward(const Layer& l, const double* h2, std::int64_t expert,
+                  const std::vector<double>& gate, const std::vector<double>& up, const double* dy,
+                  double* dh2, ReferenceParams& g) {
   std::vector<double> a(gate.size()), da(gate.size()), dgate(gate.size()), dup(gate.size());
   for (std::size_t f = 0; f < a.size(); ++f) a[f] = gate[f] * sigmoid(gate[f]) * up[f];
   const auto backward = [&](Projection which, const double* x, const double* d, double* d_x) {
@@ -278,16 +201,17 @@ void mlp_backward(const Layer& l, const ReferenceLayer& s, std::int64_t t, int e
     dup[f] = da[f] * gate[f] * sg;
     dgate[f] = da[f] * up[f] * sg * (1 + gate[f] * (1 - sg));
   }
-  backward(Projection::kGate, s.h2.row(t), dgate.data(), dh2);
-  backward(Projection::kUp, s.h2.row(t), dup.data(), dh2);
+  backward(Projection::kGate, h2, dgate.data(), dh2);
+  backward(Projection::kUp, h2, dup.data(), dh2);
 }
 
 void mlps_backward(const Layer& l, const ReferenceLayer& s, const Matrix& dx, Matrix& dh2,
                    ReferenceParams& g) {
   const std::int64_t C = l.c.router.top_k;
   for (std::int64_t t = 0; t < dx.rows; ++t) {
+    const double* h2 = s.h2.row(t);
     if (l.dense()) {
-      mlp_backward(l, s, t, -1, static_cast<std::size_t>(t), dx.row(t), dh2.row(t), g);
+      mlp_backward(l, h2, kDenseMlp, s.gate[t], s.up[t], dx.row(t), dh2.row(t), g);
       continue;
     }
     std::vector<double> d_weights(static_cast<std::size_t>(C));
@@ -296,12 +220,48 @@ void mlps_backward(const Layer& l, const ReferenceLayer& s, const Matrix& dx, Ma
       d_weights[i] = dot(dx.row(t), s.down[at].data(), dx.columns);
       std::vector<double> dy(dx.row(t), dx.row(t) + dx.columns);
       for (double& d : dy) d *= s.weights[at];
-      mlp_backward(l, s, t, s.experts[at], static_cast<std::size_t>(at), dy.data(), dh2.row(t), g);
+      mlp_backward(l, h2, s.experts[at], s.gate[at], s.up[at], dy.data(), dh2.row(t), g);
     }
-    const auto dz = router_backward(l, s, t, d_weights);
-    multiply_backward(l.params.at(l.router()), s.h2.row(t), dz.data(), dh2.row(t),
-                      g.at(l.router()));
+    if (l.c.num_shared_experts > 0)
+      mlp_backward(l, h2, kSharedExperts, s.shared_gate[t], s.shared_up[t], dx.row(t), dh2.row(t),
+                   g);
+    const double* z = s.router_logits.row(t);
+    const int* experts = s.experts.data() + t * C;
+    const auto dz = ops::reference::router_backward(
+        {z, z + l.c.num_experts}, {experts, experts + C}, d_weights, {}, l.c.router);
+    multiply_backward(l.params.at(l.router()), h2, dz.data(), dh2.row(t), g.at(l.router()));
   }
+}
+
+void grouped_attention(const Layer& l, ReferenceLayer& s) {
+  s.q_raw = linear(l.at("self_attn.q_proj"), s.h1);
+  s.k_raw = linear(l.at("self_attn.k_proj"), s.h1);
+  s.v = linear(l.at("self_attn.v_proj"), s.h1);
+  add_bias(l.params, l.bias("self_attn.q_proj"), s.q_raw);
+  add_bias(l.params, l.bias("self_attn.k_proj"), s.k_raw);
+  add_bias(l.params, l.bias("self_attn.v_proj"), s.v);
+  clip(s.v, l.c.clip_qkv);
+  s.q = head_norm_rope(l, s.q_raw, l.c.num_heads, "self_attn.q_norm");
+  s.k = head_norm_rope(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm");
+  attention(l, s);
+}
+
+void grouped_attention_backward(const Layer& l, const ReferenceLayer& s, const Matrix& d_attention,
+                                Matrix& dh1, ReferenceParams& g) {
+  const auto through = [&](const char* what, const Matrix& x, const Matrix& dy, Matrix& d_x) {
+    linear_backward(l.at(what), x, dy, d_x, g.at(l.name(what)));
+  };
+  Matrix dq(s.q.rows, s.q.columns), dk(s.k.rows, s.k.columns), dv(s.v.rows, s.v.columns);
+  attention_backward(l, s, d_attention, dq, dk, dv);
+  dq = head_norm_rope_backward(l, s.q_raw, l.c.num_heads, "self_attn.q_norm", std::move(dq), g);
+  dk = head_norm_rope_backward(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm", std::move(dk), g);
+  clip_backward(s.v, l.c.clip_qkv, dv);
+  add_bias_backward(g, l.bias("self_attn.q_proj"), dq);
+  add_bias_backward(g, l.bias("self_attn.k_proj"), dk);
+  add_bias_backward(g, l.bias("self_attn.v_proj"), dv);
+  through("self_attn.q_proj", s.h1, dq, dh1);
+  through("self_attn.k_proj", s.h1, dk, dh1);
+  through("self_attn.v_proj", s.h1, dv, dh1);
 }
 
 // x becomes the layer's output.
@@ -310,18 +270,14 @@ ReferenceLayer forward_layer(const Layer& l, Matrix& x, const int* forced) {
   ReferenceLayer s;
   s.x1 = x;
   s.h1 = norm_rows(x, l.at("input_layernorm"), eps);
-  s.q_raw = linear(l.at("self_attn.q_proj"), s.h1);
-  s.k_raw = linear(l.at("self_attn.k_proj"), s.h1);
-  s.v = linear(l.at("self_attn.v_proj"), s.h1);
-  s.q = head_norm_rope(l, s.q_raw, l.c.num_heads, "self_attn.q_norm");
-  s.k = head_norm_rope(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm");
-  attention(l, s);
-  const Matrix o = linear(l.at("self_attn.o_proj"), s.attention);
+  is_latent(l.c) ? latent_attention(l, s) : grouped_attention(l, s);
+  Matrix o = linear(l.at("self_attn.o_proj"), s.attention);
+  add_bias(l.params, l.bias("self_attn.o_proj"), o);
   axpy(1.0, o.row(0), x.row(0), x.rows * x.columns);
   s.x2 = x;
   s.h2 = norm_rows(x, l.at("post_attention_layernorm"), eps);
   if (!l.dense()) {
-    s.scores = Matrix(x.rows, l.c.num_experts);
+    s.scores = s.router_logits = Matrix(x.rows, l.c.num_experts);
     for (std::int64_t t = 0; t < x.rows; ++t)
       route_token(l, s, t, forced ? forced + t * l.c.router.top_k : nullptr);
   }
@@ -332,22 +288,16 @@ ReferenceLayer forward_layer(const Layer& l, Matrix& x, const int* forced) {
 // dx: gradient of the layer's output in, of its input out.
 void backward_layer(const Layer& l, const ReferenceLayer& s, Matrix& dx, ReferenceParams& g) {
   const double eps = static_cast<double>(l.c.rms_eps);
-  const auto through = [&](const char* what, const Matrix& x, const Matrix& dy, Matrix& d_x) {
-    linear_backward(l.at(what), x, dy, d_x, g.at(l.name(what)));
-  };
   Matrix dh2(dx.rows, dx.columns), dh1(dx.rows, dx.columns);
   mlps_backward(l, s, dx, dh2, g);
   norm_rows_backward(s.x2, l.at("post_attention_layernorm"), eps, dh2, dx,
                      g.at(l.name("post_attention_layernorm")));
-  Matrix d_attention(s.attention.rows, s.attention.columns), dq(s.q.rows, s.q.columns),
-      dk(s.k.rows, s.k.columns), dv(s.v.rows, s.v.columns);
-  through("self_attn.o_proj", s.attention, dx, d_attention);
-  attention_backward(l, s, d_attention, dq, dk, dv);
-  dq = head_norm_rope_backward(l, s.q_raw, l.c.num_heads, "self_attn.q_norm", std::move(dq), g);
-  dk = head_norm_rope_backward(l, s.k_raw, l.c.num_kv_heads, "self_attn.k_norm", std::move(dk), g);
-  through("self_attn.q_proj", s.h1, dq, dh1);
-  through("self_attn.k_proj", s.h1, dk, dh1);
-  through("self_attn.v_proj", s.h1, dv, dh1);
+  Matrix d_attention(s.attention.rows, s.attention.columns);
+  add_bias_backward(g, l.bias("self_attn.o_proj"), dx);
+  linear_backward(l.at("self_attn.o_proj"), s.attention, dx, d_attention,
+                  g.at(l.name("self_attn.o_proj")));
+  is_latent(l.c) ? latent_attention_backward(l, s, d_attention, dh1, g)
+                 : grouped_attention_backward(l, s, d_attention, dh1, g);
   norm_rows_backward(s.x1, l.at("input_layernorm"), eps, dh1, dx, g.at(l.name("input_layernorm")));
 }
 
@@ -381,17 +331,22 @@ ReferenceParams reference_params(const Weights& weights, const tensor::TensorVie
 
 ReferenceModel reference_model(const Weights& weights) {
   const RopeFrequencies rope = rope_frequencies(weights.config);
-  return {weights.config, reference_params(weights), rope.inverse, rope.factor};
+  ReferenceModel model{weights.config, reference_params(weights), rope.inverse, rope.factor};
+  const tensor::TensorView bias_LE = weights.router_bias.view();
+  const std::int64_t L = bias_LE.dim(0), E = weights.config.num_experts;
+  for (std::int64_t l = 0; l < L && E > 0; ++l) {
+    const float* bias_E = bias_LE.as<float>() + l * E;
+    model.router_bias.emplace_back(bias_E, bias_E + E);
+  }
+  return model;
 }
 
 ReferencePass reference_forward(const ReferenceModel& model,
                                 const std::vector<std::int32_t>& tokens,
                                 const ReferenceRouting* routing, std::int64_t first_token) {
-  const auto& [c, params, frequencies, factor] = model;
+  const auto& [c, params, frequencies, factor, bias] = model;
   LOCKSTEP_CHECK(static_cast<std::int64_t>(frequencies.size()) == c.head_dim / 2,
                  "{} rotary frequencies for heads of {}", frequencies.size(), c.head_dim);
-  LOCKSTEP_CHECK(c.router.score == ops::RouterScore::kSoftmax && c.router.groups == 1,
-                 "the reference knows softmax routers without groups");
   ReferencePass pass;
   pass.tokens = tokens;
   Matrix x(static_cast<std::int64_t>(tokens.size()), c.hidden_size);

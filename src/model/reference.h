@@ -1,8 +1,8 @@
 // The model once more, in double precision on plain arrays, written from the maths alone: the
 // oracle of the golden tests and of the engine's error bounds. Slow on purpose; shares no
-// arithmetic with ops/. Pre-norm decoder, grouped-query attention with or without QK-norm and with
-// rotary embedding (half rotation), softmax router with top-k weights, SwiGLU experts or one dense
-// MLP.
+// arithmetic with ops/ but for the oracles in ops/reference/. Pre-norm decoder, grouped-query
+// attention with or without QK-norm and with rotary embedding (half rotation) or latent attention,
+// router with top-k weights, SwiGLU experts with or without shared ones, or one dense MLP.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ struct ReferenceModel {
   // theta^(-2i/K) for the pair (i, i + K/2). Data, because a PyTorch model that was converted to
   // BF16 and back computes with frequencies rounded to BF16, as the golden files did.
   std::vector<double> inverse_frequencies;
-  double rope_factor = 1;  // of cos and sin
+  double rope_factor = 1;                             // of cos and sin
+  std::vector<std::vector<double>> router_bias = {};  // by layer; empty: none
 };
 ReferenceModel reference_model(const Weights& weights);
 
@@ -48,9 +49,12 @@ using ReferenceRouting = std::vector<std::vector<int>>;
 // What one layer leaves for its backward.
 struct ReferenceLayer {
   ReferenceMatrix x1, h1, q_raw, k_raw, q, k, v, probabilities, attention, x2, h2, scores;
+  ReferenceMatrix q_latent, kv_latent;  // of latent attention, normalised
+  ReferenceMatrix router_logits;
   std::vector<int> experts;
   std::vector<double> weights;                      // of the chosen experts
-  std::vector<std::vector<double>> gate, up, down;  // by (token, slot); dense: by token
+  std::vector<std::vector<double>> gate, up, down;  // by (token, slot); dense, shared: by token
+  std::vector<std::vector<double>> shared_gate, shared_up;
 };
 
 struct ReferencePass {

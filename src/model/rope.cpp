@@ -64,4 +64,12 @@ double yarn_attention_factor(double factor, double m) {
   return factor <= 1 ? 1.0 : 0.1 * m * std::log(factor) + 1.0;
 }
 
+double attention_scale(const ModelConfig& c) {
+  if (!is_latent(c)) return 1.0 / std::sqrt(static_cast<double>(c.head_dim));
+  const double scale = 1.0 / std::sqrt(static_cast<double>(c.latent.nope + c.head_dim));
+  if (c.rope_scaling.kind != RopeScaling::kYarn || c.rope_scaling.mscale_all_dim == 0) return scale;
+  const double m = yarn_attention_factor(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim);
+  return scale * m * m;
+}
+
 }  // namespace lockstep::model

@@ -26,4 +26,8 @@ RopeFrequencies rope_frequencies(const ModelConfig& config);
 // logarithm.
 double yarn_attention_factor(double factor, double m = 1);
 
+// What query times key is scaled by: 1 / sqrt of their width. Latent attention scales by the square
+// of yarn's factor for mscale_all_dim besides, where the rope scaling has one.
+double attention_scale(const ModelConfig& config);
+
 }  // namespace lockstep::model

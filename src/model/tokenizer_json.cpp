@@ -35,6 +35,14 @@ TokenizerPipeline read_pipeline(const nlohmann::json& document, const std::strin
   TokenizerPipeline p;
   p.normalizer = read_normalizer(top["normalizer"]);
   p.pre_tokenizer = read_pre_tokenizer(top["pre_tokenizer"]);
+  // Where a text begins is followed through all but these, which may take its first characters.
+  for (const NormalizerStep& s : p.normalizer.steps)
+    if (asks_for_first(p.pre_tokenizer) &&
+        ((s.kind == NormalizerStep::kStrip && s.left) ||
+         (s.kind == NormalizerStep::kReplace && s.content.empty())))
+      top["normalizer"].fail(
+          "a Strip, or a Replace by nothing, is not supported together with a Metaspace of "
+          "prepend_scheme 'first'");
   p.bpe = read_bpe(top["model"].value, p.pre_tokenizer.byte_words(), file);
   p.added = read_added_tokens(top["added_tokens"], p.bpe, p.normalizer);
   p.around = read_post_processor(top["post_processor"]);
@@ -53,10 +61,14 @@ void encode_with(const TokenizerPipeline& p, std::string_view text, const Encode
   const std::function<void(std::string_view)> word = [&](std::string_view w) {
     encode_word(p.bpe, w, bpe, tokens);
   };
-  const auto piece = [&](std::string_view t) { pre_tokenize(p.pre_tokenizer, t, regex, word); };
   const auto raw = [&](std::string_view t) {
-    split_at_tokens(p.added, p.added.normalized, normalize(p.normalizer, t, storage, regex),
-                    options.special_in_text, regex, piece, token);
+    const bool first = t.data() == text.data();
+    const std::string_view normalized = normalize(p.normalizer, t, storage, regex);
+    const auto piece = [&](std::string_view part) {
+      pre_tokenize(p.pre_tokenizer, part, first && part.data() == normalized.data(), regex, word);
+    };
+    split_at_tokens(p.added, p.added.normalized, normalized, options.special_in_text, regex, piece,
+                    token);
   };
   const auto itself = [&] {
     split_at_tokens(p.added, p.added.raw, text, options.special_in_text, regex, raw, token);

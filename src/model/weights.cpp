@@ -56,6 +56,7 @@ void initialize(Weights& weights, std::uint64_t seed) {
       std::fill_n(data, view.count(), numerics::to_bf16(1.0f));
       continue;
     }
+    if (param.kind == ParamKind::kBias) continue;  // zero
     const std::int64_t K = param.shape[param.shape.rank - 1];
     const std::int64_t N = param.shape[param.shape.rank - 2];
     for (const ParamPart& part : param.parts)
@@ -133,8 +134,10 @@ std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& wei
 }
 
 void requantize(const Context& ctx, Weights& weights, const QuantizedWeights* except) {
-  for (const auto& q : weights.quantized)
+  for (const auto& q : weights.quantized) {
+    q->stored.clear(), q->stored_memory.clear();
     if (q.get() != except) fill(ctx, weights, *q);
+  }
 }
 
 }  // namespace lockstep::model

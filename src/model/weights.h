@@ -21,6 +21,11 @@ struct QuantizedWeights {
   std::vector<ops::Fp8Weight> transposed;
   std::vector<tensor::Tensor> memory;
   ops::QuantStats stats;  // of the last quantization
+  // By parameter, in host memory: codes that the file has of weights that run in BF16 in every
+  // precision (ParamKind::kHeads), so that saving gives them back. Forgotten with the first change
+  // of the weights.
+  std::vector<ops::Fp8Weight> stored;
+  std::vector<tensor::Tensor> stored_memory;
 };
 
 struct Weights {
@@ -30,6 +35,7 @@ struct Weights {
   // FP32 [layers, E] (one column without experts), added to the scores for the selection only;
   // starts at zero.
   tensor::Tensor router_bias;
+  bool router_bias_bf16 = false;  // in the file; it is saved so while its values allow it
   std::vector<std::shared_ptr<QuantizedWeights>> quantized;
   std::uint64_t version = 0;
 
@@ -55,13 +61,13 @@ void initialize(Weights& weights, std::uint64_t seed);
 std::shared_ptr<QuantizedWeights> quantized_for(const tensor::Context& ctx, Weights& weights,
                                                 const Precision& precision);
 
-// Fills every quantized set from the BF16 slab again, in place; `except` (may be null) is left as it
-// is, because its codes were written with the weights.
+// Fills every quantized set from the BF16 slab again, in place; `except` (may be null) is left as
+// it is, because its codes were written with the weights. All forget their stored codes.
 void requantize(const tensor::Context& ctx, Weights& weights,
                 const QuantizedWeights* except = nullptr);
 
-// For whoever writes a set's codes: zeroed counters on the context's device, from its workspace, and
-// at the end their way to q.stats.
+// For whoever writes a set's codes: zeroed counters on the context's device, from its workspace,
+// and at the end their way to q.stats.
 ops::QuantStats* begin_stats(const tensor::Context& ctx);
 void end_stats(const tensor::Context& ctx, const ops::QuantStats* stats, QuantizedWeights& q);
 

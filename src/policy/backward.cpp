@@ -1,10 +1,9 @@
 // Shape letters as in model/forward.cpp. d_x is the gradient of x.
 #include "policy/backward.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "model/operands.h"
+#include "model/rope.h"
+#include "ops/bias.h"
 #include "ops/cast.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
@@ -12,6 +11,7 @@
 #include "ops/permute.h"
 #include "ops/router.h"
 #include "ops/swiglu.h"
+#include "policy/backward_parts.h"
 #include "tensor/device.h"
 
 namespace lockstep::policy {
@@ -34,12 +34,6 @@ using tensor::TensorView;
 
 namespace {
 
-// What the forward kept of a linear's input: column codes or BF16 rows.
-struct SavedInput {
-  TensorView x_MK;
-  Fp8Columns columns;
-};
-
 // A linear's output gradient in FP8: rows for the input gradient, columns for the weight gradient.
 struct Fp8Gradient {
   Fp8Rows rows;
@@ -54,32 +48,33 @@ Fp8Gradient take_gradient(const Context& ctx, const ModelView& model, std::int64
 }
 
 // dx = dy W and dW += dy^T x of one (grouped) linear that runs in FP8.
-void fp8_linear_backward(const Context& ctx, const ModelView& model, int p, const Fp8Gradient& dy,
-                         const SavedInput& x, const Segments& segments,
-                         const TensorView& offsets_E1, const TensorView& dx_MK,
-                         const TensorView& grads) {
-  ops::fp8_gemm(ctx, dy.rows, model.quantized->transposed[p], offsets_E1, dx_MK);
-  ops::fp8_weight_gradient(ctx, dy.columns, x.columns, segments, true,
-                           model::param_view(model.weights->table, grads, p));
+void fp8_linear_backward(const LayerBackward& l, int p, const Fp8Gradient& dy, const SavedInput& x,
+                         const Segments& segments, const TensorView& offsets_E1,
+                         const TensorView& dx_MK) {
+  ops::fp8_gemm(l.ctx, dy.rows, l.model.quantized->transposed[p], offsets_E1, dx_MK);
+  ops::fp8_weight_gradient(l.ctx, dy.columns, x.columns, segments, true, l.grad(p));
 }
 
-// The same from a BF16 gradient, for a linear of either precision.
-void linear_backward(const Context& ctx, const ModelView& model, int p, const TensorView& dy_MN,
-                     const SavedInput& x, const Segments& segments, const TensorView& offsets_E1,
-                     const TensorView& dx_MK, const TensorView& grads, QuantStats* stats) {
-  const model::QuantizedWeights& q = *model.quantized;
+}  // namespace
+
+void linear_backward(const LayerBackward& l, int p, const TensorView& dy_MN, const SavedInput& x,
+                     const Segments& segments, const TensorView& offsets_E1,
+                     const TensorView& dx_MK, QuantStats* stats) {
+  const Context& ctx = l.ctx;
+  const model::QuantizedWeights& q = *l.model.quantized;
   if (!q.fp8[p]) {
-    ops::bf16_gemm(ctx, dy_MN, model.weights->view(p), ops::BLayout::kKN, offsets_E1, dx_MK);
-    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, true,
-                              model::param_view(model.weights->table, grads, p));
+    ops::bf16_gemm(ctx, dy_MN, l.weight(p), ops::BLayout::kKN, offsets_E1, dx_MK);
+    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, true, l.grad(p));
     return;
   }
   ArenaScope scratch(*ctx.workspace);
-  const Fp8Gradient dy = take_gradient(ctx, model, dy_MN.dim(0), dy_MN.dim(1), segments);
+  const Fp8Gradient dy = take_gradient(ctx, l.model, dy_MN.dim(0), dy_MN.dim(1), segments);
   ops::quantize_rows_columns(ctx, dy_MN, segments, q.precision.activation_pow2, dy.rows, dy.columns,
                              stats);
-  fp8_linear_backward(ctx, model, p, dy, x, segments, offsets_E1, dx_MK, grads);
+  fp8_linear_backward(l, p, dy, x, segments, offsets_E1, dx_MK);
 }
+
+namespace {
 
 // d_score_E of the load-balancing loss for one layer; adds its value to value_1 (FP64).
 TensorView balance_gradient(const Context& ctx, const ModelConfig& c, const LayerSaved& s,
@@ -93,48 +88,27 @@ TensorView balance_gradient(const Context& ctx, const ModelConfig& c, const Laye
   return d_score_E;
 }
 
-// What the parts of one layer's backward share.
-struct LayerBackward {
-  const Context& ctx;
-  const ModelView& model;
-  const model::ForwardBatch& batch;
-  int layer;
-  const LayerSaved& s;
-  const Segments& dense;
-  const TensorView& grads;
-  const model::PassCounters& counters;
-
-  const ModelConfig& config() const { return model.weights->config; }
-  const LayerParams& params() const { return model.weights->table.layers[layer]; }
-  TensorView weight(int p) const { return p < 0 ? TensorView{} : model.weights->view(p); }
-  TensorView grad(int p) const {
-    return p < 0 ? TensorView{} : model::param_view(model.weights->table, grads, p);
-  }
-  TensorView bf16(const Shape& shape) const { return ctx.workspace->take(DType::kBf16, shape); }
-  TensorView fp32(const Shape& shape) const { return ctx.workspace->take(DType::kFp32, shape); }
-};
-
-// From d_down_MD to the gradient of gate|up's input, over the segments' rows (offsets_E1 empty: one
-// expert has all rows).
-void mlp_backward(const LayerBackward& l, const TensorView& d_down_MD, const SavedInput& x,
-                  const Segments& segments, const TensorView& offsets_E1, const TensorView& dx_MD) {
-  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
-  const LayerParams& p = l.params();
+// From d_down_MD to the gradient of gate|up's input x, over the segments' rows (offsets_E1 empty:
+// one expert has all rows).
+void mlp_backward(const LayerBackward& l, const model::MlpParams& p, const model::MlpSaved& s,
+                  const TensorView& d_down_MD, const SavedInput& x, const Segments& segments,
+                  const TensorView& offsets_E1, const TensorView& dx_MD) {
+  const Context& ctx = l.ctx;
+  const model::QuantizedWeights& q = *l.model.quantized;
+  QuantStats* stats = l.counters.group(model::kExpertInput);
   const std::int64_t M = d_down_MD.dim(0), F = p.width;
   const TensorView d_activation_MF = l.bf16({M, F});
-  linear_backward(ctx, model, p.down, d_down_MD, {s.activation_MF, s.activation_columns}, segments,
-                  offsets_E1, d_activation_MF, grads, counters.group(model::kExpertActivation));
-  if (model.quantized->fp8[p.gate_up]) {
-    const Fp8Gradient dy = take_gradient(ctx, model, M, 2 * F, segments);
+  linear_backward(l, p.down, d_down_MD, {s.activation_MF, s.activation_columns}, segments,
+                  offsets_E1, d_activation_MF, l.counters.group(model::kExpertActivation));
+  if (q.fp8[p.gate_up]) {
+    const Fp8Gradient dy = take_gradient(ctx, l.model, M, 2 * F, segments);
     ops::swiglu_backward_quantize(ctx, s.gate_up_MF, d_activation_MF, segments,
-                                  model.quantized->precision.activation_pow2, {}, dy.rows,
-                                  &dy.columns, counters.group(model::kExpertInput));
-    fp8_linear_backward(ctx, model, p.gate_up, dy, x, segments, offsets_E1, dx_MD, grads);
+                                  q.precision.activation_pow2, {}, dy.rows, &dy.columns, stats);
+    fp8_linear_backward(l, p.gate_up, dy, x, segments, offsets_E1, dx_MD);
   } else {
     const TensorView d_gate_up_MF = l.bf16({M, 2 * F});
     ops::swiglu_backward(ctx, s.gate_up_MF, d_activation_MF, d_gate_up_MF);
-    linear_backward(ctx, model, p.gate_up, d_gate_up_MF, x, segments, offsets_E1, dx_MD, grads,
-                    nullptr);
+    linear_backward(l, p.gate_up, d_gate_up_MF, x, segments, offsets_E1, dx_MD, nullptr);
   }
 }
 
@@ -151,8 +125,13 @@ void experts_backward(const LayerBackward& l, const BalanceLoss* balance,
   const TensorView d_down_MD = l.bf16({M, D}), d_weights_TC = l.fp32({T, C});
   ops::combine_backward(ctx, dx_TD, s.down_MD, s.weights_TC, s.row_TC, d_down_MD, d_weights_TC);
   const TensorView d_routed_MD = l.bf16({M, D});
-  mlp_backward(l, d_down_MD, {s.routed_MD, s.routed_columns}, s.segments, s.segments.offsets_E1,
-               d_routed_MD);
+  mlp_backward(l, p.mlp(), {s.gate_up_MF, s.activation_MF, s.activation_columns}, d_down_MD,
+               {s.routed_MD, s.routed_columns}, s.segments, s.segments.offsets_E1, d_routed_MD);
+  TensorView d_shared_TD;
+  if (p.shared.down >= 0) {
+    d_shared_TD = l.bf16({T, D});
+    mlp_backward(l, p.shared, s.shared, dx_TD, {s.h2_TD, s.h2_columns}, dense, none, d_shared_TD);
+  }
 
   const TensorView d_score_E = balance != nullptr && balance->coefficient != 0
                                    ? balance_gradient(ctx, c, s, *balance, balance_value_1)
@@ -166,7 +145,7 @@ void experts_backward(const LayerBackward& l, const BalanceLoss* balance,
                  d_h2_router_TD);
   ops::bf16_weight_gradient(ctx, d_logits_bf16_TE, s.h2_TD, dense.offsets_E1, true,
                             l.grad(p.router));
-  ops::permute_backward(ctx, d_routed_MD, s.row_TC, d_h2_router_TD, none, d_h2_TD);
+  ops::permute_backward(ctx, d_routed_MD, s.row_TC, d_h2_router_TD, d_shared_TD, d_h2_TD);
 }
 
 // project_heads of the forward, backward: into `column` of d_qkv_TN.
@@ -188,38 +167,62 @@ void project_heads_backward(const LayerBackward& l, const TensorView& d_out_THK,
                       x_TN.reshape(d_out_THK.shape));
   ops::head_norm_rope_backward(ctx, d_out_THK, {x_TN, 0}, none, batch.positions_T, model.cos_PK,
                                model.sin_PK, none, {d_TN, 0}, none);
+  if (c.clip_qkv > 0) {  // what the norm gave, once more
+    const TensorView h_TN = l.bf16({T, N}), rstd_T = l.fp32({T});
+    ops::rms_norm(ctx, x_TN, none, l.weight(norm), c.rms_eps, x_TN, h_TN, rstd_T);
+    ops::clip_backward(ctx, h_TN, model::clip_limit(c), d_TN);
+  }
   const TensorView dx_TN = l.bf16({T, N});
   ops::rms_norm_backward(ctx, d_TN, none, x_TN, l.weight(norm), rstd, dx_TN, l.grad(norm));
   ops::head_norm_rope_backward(ctx, dx_TN.reshape(d_out_THK.shape), {s.qkv_TN, column}, none,
                                batch.positions_T, none, none, none, {d_qkv_TN, column}, none);
 }
 
-// dx_TD: gradient of the residual stream behind the attention in, of the one before out.
-void attention_part_backward(const LayerBackward& l, const TensorView& dx_TD) {
+// `bias` -1: the linear has none.
+void bias_backward(const LayerBackward& l, int bias, const TensorView& dy_TN) {
+  if (bias >= 0) ops::bias_backward(l.ctx, dy_TN, l.grad(bias).reshape({dy_TN.dim(1)}));
+}
+
+// From the gradient of what the output projection read to d_qkv_TN.
+void grouped_attention_backward(const LayerBackward& l, const TensorView& d_attention_TN,
+                                const TensorView& d_qkv_TN) {
   const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
   const ModelConfig& c = l.config();
   const model::ParamTable& table = model.weights->table;
   const LayerParams& p = l.params();
-  const std::int64_t T = dx_TD.dim(0), D = c.hidden_size, H = c.num_heads, J = c.num_kv_heads,
-                     K = c.head_dim;
+  const std::int64_t T = d_attention_TN.dim(0), H = c.num_heads, J = c.num_kv_heads, K = c.head_dim;
   const TensorView none;
-  const TensorView d_attention_TN = l.bf16({T, H * K});
-  linear_backward(ctx, model, p.o, dx_TD,
-                  {s.attention_THK.reshape({T, H * K}), s.attention_columns}, dense, none,
-                  d_attention_TN, grads, counters.group(model::kAttentionOutput));
   const TensorView dq_THK = l.bf16({T, H, K}), dk_TJK = l.bf16({T, J, K}),
                    dv_TJK = l.bf16({T, J, K});
-  const double scale = 1.0 / std::sqrt(static_cast<double>(K));
+  const double scale = model::attention_scale(c);
   ops::attention_backward(ctx, s.q_THK, s.k_TJK, s.v_TJK, s.attention_THK, s.lse2_TH,
                           d_attention_TN.reshape({T, H, K}), batch.attention, scale, dq_THK, dk_TJK,
                           dv_TJK);
-  const TensorView d_qkv_TN = l.bf16({T, table.qkv_rows}), d_h1_TD = l.bf16({T, D});
-  tensor::fill_bytes(ctx, d_qkv_TN, 0);  // the padding stays zero
   project_heads_backward(l, dq_THK, table.q_column, p.q_norm, s.q_rstd_TH, d_qkv_TN);
   project_heads_backward(l, dk_TJK, table.k_column, p.k_norm, s.k_rstd_TJ, d_qkv_TN);
+  if (c.clip_qkv > 0) ops::clip_backward(ctx, s.v_TJK, model::clip_limit(c), dv_TJK);
   ops::head_norm_rope_backward(ctx, dv_TJK, {s.qkv_TN, table.v_column}, none, batch.positions_T,
                                none, none, none, {d_qkv_TN, table.v_column}, none);
-  linear_backward(ctx, model, p.qkv, d_qkv_TN, {s.h1_TD, s.h1_columns}, dense, none, d_h1_TD, grads,
+}
+
+// dx_TD: gradient of the residual stream behind the attention in, of the one before out.
+void attention_part_backward(const LayerBackward& l, const TensorView& dx_TD) {
+  const auto& [ctx, model, batch, layer, s, dense, grads, counters] = l;
+  const ModelConfig& c = l.config();
+  const LayerParams& p = l.params();
+  const std::int64_t T = dx_TD.dim(0), D = c.hidden_size, o_width = l.weight(p.o).dim(2);
+  const TensorView none,
+      heads_TN = is_latent(c) ? s.latent.value_TN : s.attention_THK.reshape({T, o_width});
+  const TensorView d_heads_TN = l.bf16({T, o_width});
+  bias_backward(l, p.o_bias, dx_TD);
+  linear_backward(l, p.o, dx_TD, {heads_TN, s.attention_columns}, dense, none, d_heads_TN,
+                  counters.group(model::kAttentionOutput));
+  const TensorView d_qkv_TN = l.bf16({T, model.weights->table.qkv_rows}), d_h1_TD = l.bf16({T, D});
+  tensor::fill_bytes(ctx, d_qkv_TN, 0);  // the padding stays zero
+  is_latent(c) ? latent_attention_backward(l, d_heads_TN, d_qkv_TN)
+               : grouped_attention_backward(l, d_heads_TN, d_qkv_TN);
+  bias_backward(l, p.qkv_bias, d_qkv_TN);
+  linear_backward(l, p.qkv, d_qkv_TN, {s.h1_TD, s.h1_columns}, dense, none, d_h1_TD,
                   counters.group(model::kAttentionInput));
   ops::rms_norm_backward(ctx, d_h1_TD, dx_TD, s.x1_TD, l.weight(p.input_norm), s.rstd1_T, dx_TD,
                          l.grad(p.input_norm));
@@ -234,7 +237,8 @@ void backward_layer(const LayerBackward& l, const BalanceLoss* balance,
   const LayerParams& p = l.params();
   const TensorView d_h2_TD = l.bf16(dx_TD.shape);
   if (p.dense())
-    mlp_backward(l, dx_TD, {s.h2_TD, s.h2_columns}, l.dense, {}, d_h2_TD);
+    mlp_backward(l, p.mlp(), {s.gate_up_MF, s.activation_MF, s.activation_columns}, dx_TD,
+                 {s.h2_TD, s.h2_columns}, l.dense, {}, d_h2_TD);
   else
     experts_backward(l, balance, balance_value_1, dx_TD, d_h2_TD);
   ops::rms_norm_backward(l.ctx, d_h2_TD, dx_TD, s.x2_TD, l.weight(p.post_norm), s.rstd2_T, dx_TD,

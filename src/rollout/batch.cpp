@@ -127,9 +127,13 @@ void copy_pages(const Context& ctx, const StepPlan& plan, int block_size, model:
     const TensorView slots = tensor::upload<std::int32_t>(ctx, *ctx.workspace, rows);
     const std::int64_t first = std::int64_t{copy.source} * block_size;
     for (std::size_t layer = 0; layer < cache.k.size(); ++layer)
-      ops::write_kv(ctx, cache.k[layer].view().rows(first, copy.rows),
-                    cache.v[layer].view().rows(first, copy.rows), slots, cache.k[layer],
-                    cache.v[layer]);
+      if (cache.v.empty())  // values lie in the keys
+        ops::write_kv(ctx, cache.k[layer].view().rows(first, copy.rows), {}, slots, cache.k[layer],
+                      {});
+      else
+        ops::write_kv(ctx, cache.k[layer].view().rows(first, copy.rows),
+                      cache.v[layer].view().rows(first, copy.rows), slots, cache.k[layer],
+                      cache.v[layer]);
   }
 }
 

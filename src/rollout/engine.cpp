@@ -44,7 +44,7 @@ Options resolve(Options o, const ModelConfig& c) {
     fail<InputError>("rollout: max_model_len is {}, but the model has {} positions; lower it",
                      o.max_model_len, c.max_positions);
   const std::int64_t sequence = (o.max_model_len + o.block_size - 1) / o.block_size;
-  const std::int64_t row_bytes = c.num_layers * 2 * c.num_kv_heads * c.head_dim * 2;
+  const std::int64_t row_bytes = model::kv_row_bytes(c);
   if (o.num_blocks == 0)
     o.num_blocks = std::max(sequence, std::min(sequence * o.max_num_seqs,
                                                o.kv_cache_bytes / (row_bytes * o.block_size)));
@@ -55,15 +55,10 @@ Options resolve(Options o, const ModelConfig& c) {
 }
 
 model::KvCache make_cache(const Context& ctx, const Options& o, const ModelConfig& c) {
-  const tensor::Shape shape{o.num_blocks * o.block_size, c.num_kv_heads, c.head_dim};
-  model::KvCache cache;
-  for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
-    cache.k.emplace_back(ctx.device, DType::kBf16, shape);
-    cache.v.emplace_back(ctx.device, DType::kBf16, shape);
-    if (o.shuffle_pages == 0) continue;
-    for (const TensorView& t : {cache.k.back().view(), cache.v.back().view()})
-      tensor::fill_bytes(ctx, t, 0xFF);  // BF16 NaN
-  }
+  model::KvCache cache = model::make_kv_cache(ctx, c, o.num_blocks * o.block_size);
+  if (o.shuffle_pages == 0) return cache;
+  for (const auto* tensors : {&cache.k, &cache.v})
+    for (const tensor::Tensor& t : *tensors) tensor::fill_bytes(ctx, t, 0xFF);  // BF16 NaN
   return cache;
 }
 
@@ -80,10 +75,9 @@ void Engine::set_model(const model::ModelView& model, std::uint64_t version) {
   LOCKSTEP_CHECK(sequences_.empty(), "set_model with {} unfinished requests", sequences_.size());
   const ModelConfig& c = model.weights->config;
   const Options resolved = resolve(wanted_, c);
-  const tensor::Shape rows{resolved.num_blocks * resolved.block_size, c.num_kv_heads, c.head_dim};
+  const std::int64_t rows = resolved.num_blocks * resolved.block_size;
   const bool fits = scheduler_ != nullptr && options_.max_model_len == resolved.max_model_len &&
-                    static_cast<std::int64_t>(cache_.k.size()) == c.num_layers &&
-                    cache_.k[0].view().shape == rows;
+                    model::cache_fits(cache_, c, rows);
   if (model.weights != model_.weights || model.quantized != model_.quantized) graphs_.clear();
   model_ = model;
   version_ = version;
@@ -252,12 +246,7 @@ std::vector<data::Trajectory> Engine::generate(
   return out;
 }
 
-std::size_t Engine::cache_bytes() const {
-  std::size_t bytes = 0;
-  for (std::size_t l = 0; l < cache_.k.size(); ++l)
-    bytes += cache_.k[l].view().bytes() + cache_.v[l].view().bytes();
-  return bytes;
-}
+std::size_t Engine::cache_bytes() const { return cache_.bytes(); }
 
 EngineStats Engine::stats() const {
   EngineStats s = stats_;

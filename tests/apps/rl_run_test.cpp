@@ -101,6 +101,25 @@ TEST_F(RlRun, HowItIsComputedChangesNothing) {
                                       "logger.tensorboard_enabled=false"}));
 }
 
+// Pages of latent vectors, shared experts and a group-limited router through the whole loop; the
+// rewards differ, so that weights move.
+TEST_F(RlRun, DeepseekV3) {
+  const Words deepseek = {"policy.model_name=" LOCKSTEP_TEST_DATA "/hf/deepseek_v3",
+                          "policy.tokenizer.name=" LOCKSTEP_SOURCE_DIR "/models/demo",
+                          "env.reward=regex", "env.pattern='[a-m]'",
+                          "policy.generation.num_blocks=60"};
+  const loop::RunData run = done("a", deepseek);
+  expect_lockstep(run);
+  expect_finite(run);
+  const auto sums = checksums(run);
+  EXPECT_EQ(std::set<std::string>(sums.begin(), sums.end()).size(), 3u);
+  for (const double norm : values(run, "train/grad_norm")) EXPECT_GT(norm, 0);
+  Words again = deepseek;
+  again.insert(again.end(), {"policy.activation_checkpointing=true", "num_threads=2",
+                             "policy.generation.block_size=3", "policy.generation.num_blocks=200"});
+  expect_equal(run, done("again", again), "rollout/");
+}
+
 TEST_F(RlRun, WithoutANumberOfThreadsOpenMpsIsTaken) {
   const Words few = {"num_threads=0", "grpo.max_num_steps=1"};
   const Outcome one = run(rl("one", few), {"OMP_NUM_THREADS=1"});

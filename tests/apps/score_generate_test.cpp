@@ -31,7 +31,7 @@ void write(const std::filesystem::path& path, const std::string& text) {
 TEST_F(ScoreTest, TokensNeedNoTokenizer) {
   write(dir / "tokens.jsonl", "{\"tokens\": [1, 5, 9, 77, 200, 13]}\n");
   write(dir / "text.jsonl", "{\"text\": \"a\"}\n");
-  for (const std::string family : {"qwen3_moe", "mixtral", "olmoe"}) {
+  for (const std::string family : {"qwen3_moe", "mixtral", "olmoe", "deepseek_v3"}) {
     const std::string model = std::string(LOCKSTEP_SOURCE_DIR) + "/tests/data/hf/" + family;
     const Outcome scored = run({"score", "--model", model, "--device", "cpu", "--input",
                                 dir / "tokens.jsonl", "--output", dir / "out.jsonl"});

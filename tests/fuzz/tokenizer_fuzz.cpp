@@ -88,6 +88,12 @@ std::vector<std::string> fuzz::seeds() {
     {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1,
     "stop": 0}]}, "model": {"unk_token": "a", "fuse_unk": true, "byte_fallback": true, )" +
               vocab + "}}" + text,
+          "{" + tokens + R"("pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+    {"type": "CharDelimiterSplit", "delimiter": "-"}, {"type": "Metaspace", "replacement": "Ġ",
+    "prepend_scheme": "first", "split": true}]}, "decoder": {"type": "Sequence", "decoders": [
+    {"type": "Metaspace", "replacement": "Ġ", "prepend_scheme": "always"},
+    {"type": "ByteFallback"}, {"type": "Fuse"}]}, "model": {"byte_fallback": true, )" +
+              vocab + "}}" + text,
           std::string(1, '\0') +
               "{{'<|im_start|>system\\nS<|im_end|>'}} last_query_index </think> if "
               "reasoning_content %}",
@@ -98,6 +104,11 @@ std::vector<std::string> fuzz::words() {
   return {"\"type\": \"Split\",",
           "\"type\": \"ByteLevel\",",
           "\"type\": \"NFKC\",",
+          "\"type\": \"Metaspace\",",
+          "\"type\": \"Whitespace\"",
+          "\"type\": \"Punctuation\"",
+          "\"type\": \"WhitespaceSplit\"",
+          "\"prepend_scheme\": \"never\"",
           "\"behavior\": \"MergedWithNext\"",
           "\"behavior\": \"Contiguous\"",
           "\"behavior\": \"Removed\"",

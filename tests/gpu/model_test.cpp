@@ -98,6 +98,26 @@ TEST_F(ModelGpu, EveryFamilyTrainsToTheSameBits) {
     }
 }
 
+// DeepSeek-V3's own widths of a head, which take kernels of their own.
+model::ModelConfig deepseek_widths(model::ModelConfig base) {
+  for (const model::FamilyCase& f : model::family_cases(base))
+    if (is_latent(f.config)) {
+      base = f.config;
+      break;
+    }
+  base.head_dim = 64;
+  base.latent = {512, 192, 128, 128, true};
+  return base;
+}
+
+TEST_F(ModelGpu, DeepseekWidthsTrainToTheSameBits) {
+  PolicyOptions options;
+  options.precision = precision_of(true);
+  options.bias_update_rate = 0.001;
+  const model::ModelConfig config = deepseek_widths(tiny_config());
+  expect_equal(train(cpu, options, config), train(gpu, options, config), "deepseek widths");
+}
+
 TEST_F(ModelGpu, RecomputingAndShortMomentsGiveTheSameBits) {
   PolicyOptions options;
   options.precision = precision_of(true);
@@ -112,6 +132,7 @@ TEST_F(ModelGpu, GeneratesTheSameTokensAndLogprobs) {
     for (const tensor::Context& ctx : {cpu, gpu}) {
       model::Weights weights = model::make_weights(rollout::test::tiny_config(128));
       model::initialize(weights, 1);
+      model::randomize_biases(weights);
       model::move_to(ctx, weights);
       const auto quantized = model::quantized_for(ctx, weights, precision_of(fp8));
       const model::RopeTables rope = model::make_rope_tables(ctx, weights.config);
@@ -145,6 +166,7 @@ std::vector<data::Trajectory> generate(
     const model::ModelConfig& config = rollout::test::tiny_config(128)) {
   model::Weights weights = model::make_weights(config);
   model::initialize(weights, 1);
+  model::randomize_biases(weights);
   model::move_to(ctx, weights);
   const auto quantized = model::quantized_for(ctx, weights, precision_of(true));
   const model::RopeTables rope = model::make_rope_tables(ctx, weights.config);
@@ -173,6 +195,24 @@ TEST_F(ModelGpu, EveryFamilyGivesTheSameAnswers) {
     const auto answers = generate(gpu, o, 64, &graph_steps, f.config);
     expect_equal(generate(cpu, o, 64, nullptr, f.config), answers, f.name);
     EXPECT_GT(graph_steps, 0) << f.name;
+  }
+}
+
+TEST_F(ModelGpu, DeepseekWidthsGiveTheSameAnswers) {
+  const model::ModelConfig config = deepseek_widths(rollout::test::tiny_config(128));
+  const auto expected = generate(cpu, {}, 64, nullptr, config);
+  for (const bool eager : {false, true}) {
+    rollout::Options o;
+    o.max_num_seqs = 24;
+    o.prefill_chunk = 7;
+    o.block_size = 4;
+    o.num_blocks = 120;  // some are preempted
+    o.shuffle_pages = 3;
+    o.enforce_eager = eager;
+    std::int64_t graph_steps = 0;
+    expect_equal(expected, generate(gpu, o, 64, &graph_steps, config),
+                 fmt::format("deepseek widths, eager {}", eager));
+    EXPECT_EQ(graph_steps == 0, eager);
   }
 }
 

@@ -4,8 +4,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "model/convert.h"
 #include "model/families.h"
 #include "model/hf_config.h"
+#include "model/hf_golden.h"
 #include "model/safetensors.h"
 #include "model/small_checkpoint.h"
 #include "model/strict_json.h"
@@ -42,7 +44,9 @@ TEST_F(CheckpointTest, survives_saving_and_loading) {
 }
 
 TEST_F(CheckpointTest, a_file_of_transformers_comes_back_byte_for_byte) {
-  for (const char* family : {"qwen3_moe", "mixtral", "olmoe"}) {
+  std::vector<const char*> folders(std::begin(kGoldenFamilies), std::end(kGoldenFamilies));
+  folders.insert(folders.end(), std::begin(kGoldenOptions), std::end(kGoldenOptions));
+  for (const char* family : folders) {
     const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf" / family;
     save_checkpoint(load_checkpoint(hf), nullptr, folder / family);
     EXPECT_TRUE(file_bytes(folder / family / "model.safetensors") ==
@@ -190,6 +194,35 @@ TEST_F(CheckpointTest, tied_head_may_be_stored_twice_if_it_is_the_same) {
   t.put("lm_head.weight", FileDtype::kBF16, {20, 24}, std::vector<char>(960, 1));
   t.write(file);
   expect_load_refused({file.string(), "lm_head.weight", "ties"});
+}
+
+// Layers behind the last one, as DeepSeek-V3 has them for multi-token prediction.
+TEST_F(CheckpointTest, prediction_layers_are_passed_over_and_said) {
+  const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf/deepseek_v3", at = folder / "mtp";
+  fs::create_directories(at);
+  for (const char* name : {"config.json", "generation_config.json"})
+    fs::copy_file(hf / name, at / name);
+  Tensors t(hf / "model.safetensors");
+  for (const char* name : {"model.layers.2.enorm.weight", "model.layers.2.mlp.gate.weight"})
+    t.put(name, FileDtype::kF32, {1}, std::vector<char>(4));
+  t.write(at / "model.safetensors");
+  std::vector<std::string> lines;
+  const Weights w =
+      load_checkpoint(at, nullptr, [&](const std::string& line) { lines.push_back(line); });
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_NE(lines[0].find("2 tensors of layers of multi-token prediction"), std::string::npos);
+  EXPECT_TRUE(same_bytes(w, load_checkpoint(hf)));
+  save_checkpoint(w, nullptr, folder / "again");
+  convert(open_hf_source(at), folder / "converted", {});
+  for (const char* name : {"again", "converted"}) {
+    EXPECT_EQ(file_bytes(folder / name / "model.safetensors"),
+              file_bytes(hf / "model.safetensors"));
+    EXPECT_EQ(read_json_file(folder / name / "config.json").at("num_nextn_predict_layers"), 0);
+  }
+  t.put("model.layers.3.enorm.weight", FileDtype::kF32, {1}, std::vector<char>(4));
+  t.write(at / "model.safetensors");
+  expect_refused([&] { load_checkpoint(at); },
+                 {"model.safetensors", "model.layers.3.enorm.weight"});
 }
 
 TEST_F(CheckpointTest, selection_bias_is_kept_when_there_is_one) {

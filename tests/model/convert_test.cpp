@@ -52,6 +52,32 @@ TEST_F(Convert, a_bf16_folder_comes_back_byte_for_byte) {
     EXPECT_EQ(file_bytes(out / name), file_bytes(hf / name)) << name;
 }
 
+TEST_F(Convert, biases_stay_bf16_beside_fp8_projections) {
+  const fs::path hf = fs::path(LOCKSTEP_TEST_DATA) / "hf/llama";
+  ConvertOptions options;
+  options.to = StoreAs::kFp8;
+  convert(open_hf_source(hf), folder / "fp8", options);
+  options.to = StoreAs::kBf16;
+  convert(open_hf_source(folder / "fp8"), folder / "bf16", options);
+  const SafetensorsFile from = open_safetensors(hf / "model.safetensors"),
+                        fp8 = open_safetensors(folder / "fp8/model.safetensors"),
+                        back = open_safetensors(folder / "bf16/model.safetensors");
+  int biases = 0;
+  for (const auto& [name, t] : from.tensors) {
+    if (!name.ends_with(".bias")) continue;
+    ++biases;
+    for (const SafetensorsFile* file : {&fp8, &back}) {
+      const FileTensor& other = file->at(name);
+      EXPECT_EQ(other.dtype, FileDtype::kBF16);
+      EXPECT_EQ(other.shape, t.shape);
+      EXPECT_TRUE(std::equal(t.bytes.begin(), t.bytes.end(), other.bytes.begin())) << name;
+    }
+  }
+  EXPECT_EQ(biases, 8);
+  EXPECT_EQ(fp8.at("model.layers.0.self_attn.o_proj.weight").dtype, FileDtype::kF8E4M3);
+  load_checkpoint(folder / "fp8");
+}
+
 TEST_F(Convert, fp8_as_the_engine_would_save_it) {
   const fs::path out = run(bf16, "fp8", {StoreAs::kFp8});
   Precision precision;

@@ -2,6 +2,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "model/convert.h"
+#include "model/families.h"
 #include "model/fp8_import.h"
 #include "model/hf_config.h"
 #include "model/small_checkpoint.h"
@@ -149,6 +151,54 @@ TEST_F(Fp8Checkpoint, load_and_save_give_every_tensor_back) {
   save_checkpoint(loaded.weights, nullptr, folder / "again", options);
   expect_same_files(file, folder / "again/model.safetensors");
   EXPECT_EQ(file_bytes(place / "config.json"), file_bytes(folder / "again/config.json"));
+}
+
+// A DeepSeek-V3 file has kv_b_proj in FP8, too, which runs in BF16: its codes come back as well,
+// until a step has changed the weights.
+TEST_F(Fp8Checkpoint, codes_of_weights_that_run_in_bf16_come_back) {
+  for (const FamilyCase& f : family_cases(ragged_config())) {
+    if (!is_latent(f.config)) continue;
+    SCOPED_TRACE(f.name);
+    weights = make_weights(f.config);
+    initialize(weights, 12);
+    const auto q = quantized_for(ctx, weights, fp8);
+    for (const LayerParams& layer : weights.table.layers) {
+      EXPECT_FALSE(q->fp8[layer.kv_b]);
+      const tensor::TensorView w = weights.view(layer.kv_b);
+      const tensor::Tensor codes(tensor::Device::kCpu, tensor::DType::kE4m3, w.shape),
+          scales(tensor::Device::kCpu, tensor::DType::kFp32,
+                 {1, (w.dim(1) + 127) / 128, (w.dim(2) + 127) / 128});
+      ops::quantize_weight(ctx, w, ops::WeightScales::kBlock128, false, {},
+                           {codes, scales, ops::Scaling::kBlock}, {}, nullptr);
+      q->stored.resize(q->fp8.size());
+      q->stored[layer.kv_b] = {codes, scales, ops::Scaling::kBlock};
+      q->stored_memory.insert(q->stored_memory.end(), {codes, scales});
+    }
+    fs::remove_all(place);
+    save(place);
+    const std::string kv_b = "model.layers.1.self_attn.kv_b_proj.weight";
+    EXPECT_EQ(open_safetensors(file).at(kv_b).dtype, FileDtype::kF8E4M3);
+
+    lines.clear();
+    const Loaded loaded = load(place, fp8);
+    ASSERT_EQ(lines.size(), 1u);
+    EXPECT_NE(lines[0].find("kv_b_proj of 2 layers"), std::string::npos) << lines[0];
+    EXPECT_EQ(precision_of(open_checkpoint(place)), fp8);
+    SaveOptions options;
+    options.fp8 = loaded.q.get();
+    save_checkpoint(loaded.weights, nullptr, folder / "again", options);
+    expect_same_files(file, folder / "again/model.safetensors");
+    EXPECT_EQ(read_json_file(folder / "again/config.json"), read_json_file(place / "config.json"));
+
+    Weights changed = loaded.weights;
+    changed.quantized = {loaded.q};
+    requantize(ctx, changed);
+    save_checkpoint(changed, nullptr, folder / "changed", options);
+    EXPECT_EQ(open_safetensors(folder / "changed/model.safetensors").at(kv_b).dtype,
+              FileDtype::kBF16);
+    convert(open_hf_source(place), folder / "converted", {});
+    expect_same_files(file, folder / "converted/model.safetensors");
+  }
 }
 
 TEST_F(Fp8Checkpoint, quantizing_before_saving_and_at_load_give_the_same_bytes) {

@@ -107,15 +107,14 @@ TEST(HfConfig, survives_writing_and_reading) {
 
 TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
   const std::vector<std::pair<const char*, json>> rows = {
-      {"architectures", {"DeepseekV3ForCausalLM"}},
+      {"architectures", {"DeepseekV2ForCausalLM"}},
       {"architectures", "Qwen3MoeForCausalLM"},
       {"architectures", json::array()},
       {"architectures", nullptr},
       {"model_type", "qwen2_moe"},
-      {"attention_bias", true},
+      {"attention_bias", 1},
       {"attention_dropout", 0.1},
       {"hidden_act", "gelu"},
-      {"use_sliding_window", true},
       {"layer_types", {"full_attention", "sliding_attention"}},
       {"rope_scaling", {{"type", "yarn"}}},
       {"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e6}}},
@@ -148,6 +147,127 @@ TEST(HfConfig, options_that_are_not_supported_are_refused_by_name) {
 
 json golden(const char* family) {
   return read_json_file(std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family / "config.json");
+}
+
+TEST(HfConfig, windows_wider_than_the_model_change_nothing) {
+  json mixtral = golden("mixtral");
+  for (const json& window : {json(nullptr), json(512), json(4096)}) {
+    mixtral["sliding_window"] = window;
+    EXPECT_EQ(hf_config_json(parse(mixtral))["sliding_window"], nullptr);
+  }
+  mixtral["sliding_window"] = 511;
+  expect_refused([&] { parse(mixtral); }, {"c.json", "sliding_window", "511", "512"});
+  json qwen = with("sliding_window", 128);
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+  qwen["use_sliding_window"] = true;
+  expect_refused([&] { parse(qwen); }, {"c.json", "sliding_window", "128"});
+  qwen["sliding_window"] = 512;
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+  qwen["sliding_window"] = nullptr;
+  EXPECT_EQ(parse(qwen).max_positions, 512);
+}
+
+// As the models' publishers wrote them, with every key.
+TEST(HfConfig, published_files_load) {
+  const auto read = [](const char* text) { return parse(parse_strict_json(text, "c.json")); };
+  const ModelConfig qwen3 = read(R"({"architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+    "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+    "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": true,
+    "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": false,
+    "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001, "sliding_window": null, "tie_word_embeddings": false,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
+    "use_sliding_window": false, "vocab_size": 151936})");
+  EXPECT_EQ(qwen3.num_experts, 128);
+  EXPECT_EQ(qwen3.head_dim * qwen3.num_heads, 4096);
+  EXPECT_TRUE(qwen3.qk_norm && !qwen3.qkv_bias && !has_dense_layers(qwen3));
+
+  const ModelConfig mixtral = read(R"({"architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+    "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "num_local_experts": 8, "output_router_logits": false, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0.dev0", "use_cache": true, "vocab_size": 32000})");
+  EXPECT_EQ(mixtral.head_dim, 128);
+  EXPECT_EQ(mixtral.moe_intermediate_size, 14336);
+
+  const ModelConfig olmoe = read(R"({"architectures": ["OlmoeForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "clip_qkv": null, "eos_token_id": 50279,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 1024, "max_position_embeddings": 4096, "model_type": "olmoe",
+    "norm_topk_prob": false, "num_attention_heads": 16, "num_experts": 64,
+    "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
+    "output_router_logits": false, "pad_token_id": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+    "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": false,
+    "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_cache": true,
+    "vocab_size": 50304})");
+  EXPECT_TRUE(olmoe.qk_norm_whole);
+  EXPECT_EQ(olmoe.clip_qkv, 0);
+  EXPECT_EQ(olmoe.bos_token_id, -1);
+
+  const ModelConfig llama = read(R"({"architectures": ["LlamaForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+    "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0,
+    "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3"}, "rope_theta": 500000.0, "tie_word_embeddings": true,
+    "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": true,
+    "vocab_size": 128256})");
+  EXPECT_EQ(llama.eos_token_ids.size(), 3u);
+  EXPECT_EQ(llama.rope_scaling.factor, 32);
+
+  const ModelConfig smollm = read(R"({"architectures": ["LlamaForCausalLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192,
+    "mlp_bias": false, "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+    "num_key_value_heads": 3, "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers_version": "4.42.3", "use_cache": true, "vocab_size": 49152})");
+  EXPECT_EQ(smollm.head_dim, 64);
+  EXPECT_EQ(smollm.rope_theta, 1e5);
+
+  const ModelConfig qwen2 = read(R"({"architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+    "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+    "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+    "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false,
+    "use_sliding_window": false, "vocab_size": 151936})");
+  EXPECT_TRUE(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
+  EXPECT_EQ(qwen2.head_dim, 64);
+}
+
+TEST(HfConfig, keys_that_change_nothing_are_passed_over) {
+  const std::vector<std::pair<const char*, json>> rows = {
+      {"max_length", 20},
+      {"do_sample", true},
+      {"temperature", 0.7},
+      {"top_k", 50},
+      {"tokenizer_class", "LlamaTokenizer"},
+      {"unsloth_version", "2025.1"},
+      {"add_cross_attention", false},
+      {"_name_or_path", "x"},
+      {"layer_types", {"full_attention", "full_attention"}},
+      {"pad_token_id", nullptr},
+      {"tie_word_embeddings", nullptr},
+  };
+  for (const auto& [key, value] : rows) EXPECT_EQ(parse(with(key, value)).hidden_size, 256) << key;
+  expect_key_refused("add_cross_attention", true);
 }
 
 json llama() {
@@ -275,22 +395,119 @@ TEST(HfConfig, every_family_survives_writing_and_reading) {
   }
 }
 
+// The config.json that DeepSeek-V3 was published with.
+json deepseek_v3() {
+  return json::parse(R"({"architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false,
+    "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config",
+    "AutoModel": "modeling_deepseek.DeepseekV3Model",
+    "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}, "bos_token_id": 0,
+    "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu",
+    "hidden_size": 7168, "initializer_range": 0.02, "intermediate_size": 18432,
+    "kv_lora_rank": 512, "max_position_embeddings": 163840, "model_type": "deepseek_v3",
+    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
+    "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3",
+    "quant_method": "fp8", "weight_block_size": [128, 128]}, "rms_norm_eps": 1e-06,
+    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+    "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true,
+    "v_head_dim": 128, "vocab_size": 129280})");
+}
+
+TEST(HfConfig, reads_deepseek_v3) {
+  const ModelConfig c = parse(deepseek_v3());
+  EXPECT_EQ(c.family, Family::kDeepseekV3);
+  EXPECT_EQ(c.latent.kv_rank, 512);
+  EXPECT_EQ(c.latent.q_rank, 1536);
+  EXPECT_EQ(c.latent.nope, 128);
+  EXPECT_EQ(c.latent.value, 128);
+  EXPECT_TRUE(c.latent.interleaved);
+  EXPECT_EQ(c.head_dim, 64);
+  EXPECT_EQ(c.num_experts, 256);
+  EXPECT_EQ(c.num_shared_experts, 1);
+  EXPECT_EQ(c.router.score, ops::RouterScore::kSigmoid);
+  EXPECT_EQ(c.router.top_k, 8);
+  EXPECT_EQ(c.router.groups, 8);
+  EXPECT_EQ(c.router.top_groups, 4);
+  EXPECT_EQ(c.router.scaling, 2.5f);
+  EXPECT_TRUE(c.router.normalize);
+  for (std::int64_t l = 0; l < 61; ++l) EXPECT_EQ(is_dense(c, l), l < 3);
+  EXPECT_EQ(c.rope_scaling.attention_factor, 1.0);
+  const double m = 0.1 * std::log(40.0) + 1;
+  EXPECT_DOUBLE_EQ(attention_scale(c), m * m / std::sqrt(192.0));
+  const ModelConfig again = parse(hf_config_json(c));
+  EXPECT_EQ(hf_config_json(again), hf_config_json(c));
+  EXPECT_EQ(attention_scale(again), attention_scale(c));
+}
+
+TEST(HfConfig, reads_relatives_of_deepseek_v3) {
+  json moonlight = deepseek_v3();
+  moonlight.update(json{{"q_lora_rank", nullptr},
+                        {"n_group", 1},
+                        {"topk_group", 1},
+                        {"n_shared_experts", 2},
+                        {"n_routed_experts", 64},
+                        {"num_experts_per_tok", 6},
+                        {"rope_scaling", nullptr},
+                        {"seq_aux", true},
+                        {"aux_loss_alpha", 0.01},
+                        {"num_nextn_predict_layers", 0}});
+  const ModelConfig c = parse(moonlight);
+  EXPECT_EQ(c.latent.q_rank, 0);
+  EXPECT_EQ(c.num_shared_experts, 2);
+  EXPECT_EQ(c.router_aux_loss_coef, 0.01);
+  EXPECT_DOUBLE_EQ(attention_scale(c), 1 / std::sqrt(192.0));
+  json kimi = deepseek_v3();
+  kimi["model_type"] = "kimi_k2";
+  EXPECT_EQ(parse(kimi).family, Family::kDeepseekV3);
+  EXPECT_EQ(hf_config_json(parse(kimi))["model_type"], "deepseek_v3");
+  EXPECT_FALSE(parse(golden("deepseek_v3_halves")).latent.interleaved);
+}
+
 TEST(HfConfig, options_of_a_family_that_are_not_supported_are_refused_by_name) {
   const auto refused = [](json document, const char* key, const json& value) {
     document[key] = value;
     SCOPED_TRACE(std::string(key) + " = " + value.dump());
     expect_refused([&] { parse(document); }, {"c.json", key});
   };
-  refused(golden("mixtral"), "sliding_window", 4096);
+  refused(golden("mixtral"), "sliding_window", 64);
   refused(golden("mixtral"), "router_jitter_noise", 0.1);
   refused(golden("mixtral"), "norm_topk_prob", true);
   refused(golden("mixtral"), "attention_bias", true);
   refused(golden("mixtral"), "mlp_only_layers", {0});
-  refused(golden("olmoe"), "clip_qkv", 8.0);
-  refused(golden("olmoe"), "attention_bias", true);
+  refused(golden("olmoe"), "clip_qkv", 0.0);
+  refused(golden("olmoe"), "clip_qkv", -8.0);
+  refused(golden("olmoe"), "clip_qkv", 1e39);
+  refused(golden("olmoe"), "clip_qkv", "8");
+  refused(golden("mixtral"), "clip_qkv", 8.0);
   refused(golden("olmoe"), "head_dim", 32);
+  for (const auto& [key, value] : std::vector<std::pair<const char*, json>>{
+           {"attention_bias", true},
+           {"auto_map", {{"AutoModel", "modeling_other.Model"}}},
+           {"scoring_func", "softmax"},
+           {"topk_method", "group_limited_greedy"},
+           {"moe_layer_freq", 2},
+           {"model_type", "deepseek_v2"},
+           {"kv_lora_rank", 0},
+           {"q_lora_rank", -1},
+           {"head_dim", 128},
+           {"qk_head_dim", 128},
+           {"num_key_value_heads", 8},
+           {"qk_rope_head_dim", 63},
+           {"n_group", 7},
+           {"n_group", nullptr},
+           {"topk_group", 9},
+           {"num_experts_per_tok", 129},
+           {"n_shared_experts", -1},
+           {"first_k_dense_replace", -1},
+           {"v_head_dim", 0},
+           {"kv_lora_rank", std::int64_t{1} << 31}})
+    refused(deepseek_v3(), key, value);
   refused(llama(), "mlp_bias", true);
-  refused(llama(), "attention_bias", true);
   refused(llama(), "sliding_window", 128);
   refused(llama(), "num_experts", 8);
   refused(llama(), "intermediate_size", 0);

@@ -46,9 +46,9 @@ struct HfGolden {
   std::vector<std::int32_t> greedy;                  // row 0 and its 24 greedy tokens
 };
 
-inline HfGolden load_hf_golden(const std::string& family) {
+inline HfGolden load_hf_golden_folder(const std::filesystem::path& folder) {
   HfGolden g;
-  g.folder = std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family;
+  g.folder = folder;
   g.weights = load_checkpoint(g.folder);
   g.reference = open_safetensors(g.folder / "reference.safetensors");
   g.gradients = open_safetensors(g.folder / "gradients.safetensors");
@@ -62,10 +62,18 @@ inline HfGolden load_hf_golden(const std::string& family) {
   return g;
 }
 
-// The reference as PyTorch computed the golden values: the model had been converted to BF16 and
-// back, which left the inverse rotary frequencies rounded to BF16.
+inline HfGolden load_hf_golden(const std::string& family) {
+  return load_hf_golden_folder(std::filesystem::path(LOCKSTEP_TEST_DATA) / "hf" / family);
+}
+
+// The reference as PyTorch computed the golden values: with the inverse rotary frequencies of the
+// file, or, where it has none, rounded to BF16: the model had been converted to BF16 and back.
 inline ReferenceModel golden_model(const HfGolden& g) {
   ReferenceModel model = reference_model(g.weights);
+  if (g.reference.tensors.count("inverse_frequencies")) {
+    model.inverse_frequencies = golden_values(g.reference, "inverse_frequencies");
+    return model;
+  }
   for (double& f : model.inverse_frequencies)
     f = static_cast<double>(numerics::round_bf16(static_cast<float>(f)));
   return model;
@@ -83,6 +91,19 @@ inline std::string golden_norm_name(std::string name) {
   return name.substr(0, at) + ".experts." + (down ? "down_proj" : "gate_up_proj");
 }
 
-inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe"};
+inline const char* const kGoldenFamilies[] = {"qwen3_moe", "mixtral", "olmoe", "deepseek_v3"};
+// Options on small models (tools/golden/{hf,deepseek}.py): dense layers, biases, bounds, tied
+// embeddings, stretched rotary embeddings, three of five experts, widths that are no multiples of 8
+// or 128, latent attention without a latent of the queries or with halves.
+inline const char* const kGoldenOptions[] = {"qwen3",
+                                             "llama",
+                                             "llama_plain",
+                                             "qwen2",
+                                             "qwen3_moe_mixed",
+                                             "qwen3_moe_step",
+                                             "mixtral_tied",
+                                             "olmoe_clip",
+                                             "deepseek_v3_no_q_lora",
+                                             "deepseek_v3_halves"};
 
 }  // namespace lockstep::model

@@ -1,11 +1,11 @@
 // The double-precision reference against what PyTorch computed in FP32 (tests/data/hf).
-#include "model/hf_golden.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <map>
+
+#include "model/golden_gap.h"
 
 namespace lockstep::model {
 namespace {
@@ -20,13 +20,15 @@ struct HfGoldenTest : testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, HfGoldenTest, testing::ValuesIn(kGoldenFamilies),
                          [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Options, HfGoldenTest, testing::ValuesIn(kGoldenOptions),
+                         [](const auto& info) { return std::string(info.param); });
 
 // The rounding errors of a sum of n products in FP32 behave like a random walk: they stay within
 // lambda sqrt(n) u sum |a b| but for a probability of 2 exp(-lambda^2 / 2) (Higham, Mary: A new
 // approach to probabilistic rounding error analysis, 2019). lambda = 6 leaves 3e-8 for each logit.
 TEST_P(HfGoldenTest, logits) {
   const auto expected = golden_values(golden.reference, "logits_fp32");
-  const ReferenceMatrix& head = torch_model.params.at("lm_head.weight");
+  const ReferenceMatrix& head = head_of(torch_model);
   std::size_t at = 0;
   double worst = 0;
   for (const auto& tokens : golden.sequences) {

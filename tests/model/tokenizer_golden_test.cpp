@@ -70,7 +70,9 @@ TEST_P(TokenizerGolden, text_from_outside_makes_no_special_token) {
 
 INSTANTIATE_TEST_SUITE_P(Styles, TokenizerGolden,
                          testing::Values("qwen", "llama3", "deepseek", "gpt2", "smollm", "odd",
-                                         "mixtral", "holes"),
+                                         "mixtral", "holes", "words", "metaspace",
+                                         "metaspace_first", "metaspace_never", "o200k", "gemma",
+                                         "falcon"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(TokenizerStream, gives_characters_as_soon_as_they_are_certain) {

@@ -58,9 +58,9 @@ TEST_F(HostileTokenizer, has_kinds_that_are_not_supported) {
           {"Unigram"});
   for (const char* type : {"BertNormalizer", "Precompiled", "Nmt", "StripAccents"})
     changed({"normalizer", type}, [&](json& d) { d["normalizer"] = {{"type", type}}; });
-  for (const char* type : {"Metaspace", "Whitespace", "Punctuation", "BertPreTokenizer"})
+  for (const char* type : {"UnicodeScripts", "FixedLength", "BertPreTokenizer"})
     changed({"pre_tokenizer", type}, [&](json& d) { d["pre_tokenizer"] = {{"type", type}}; });
-  for (const char* type : {"WordPiece", "Metaspace", "CTC", "BPEDecoder"})
+  for (const char* type : {"WordPiece", "CTC", "BPEDecoder"})
     changed({"decoder", type}, [&](json& d) { d["decoder"] = {{"type", type}}; });
   changed({"post_processor", "BertProcessing"}, [](json& d) {
     d["post_processor"] = {{"type", "BertProcessing"}};
@@ -77,6 +77,39 @@ TEST_F(HostileTokenizer, has_kinds_that_are_not_supported) {
   changed({"end_of_word_suffix"}, [](json& d) { d["model"]["end_of_word_suffix"] = "</w>"; });
   changed({"behavior", "Sideways"},
           [](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Sideways"; });
+}
+
+TEST_F(HostileTokenizer, has_a_bad_metaspace) {
+  for (const char* place : {"pre_tokenizer", "decoder"}) {
+    const auto bad = [&](const json& more, std::initializer_list<std::string> parts) {
+      changed(parts, [&](json& d) {
+        d[place] = {{"type", "Metaspace"}, {"replacement", "\u2581"}};
+        d[place].update(more);
+      });
+    };
+    bad({{"replacement", ""}}, {place, "replacement", "one character"});
+    bad({{"replacement", "__"}}, {place, "replacement", "one character"});
+    bad({{"replacement", 3}}, {place, "replacement"});
+    bad({{"prepend_scheme", "Always"}}, {place, "prepend_scheme", "'Always'"});
+    bad({{"add_prefix_space", false}}, {place, "add_prefix_space", "prepend_scheme"});
+    bad({{"split", "yes"}}, {place, "split"});
+    bad({{"surprise", 1}}, {place, "surprise"});
+  }
+  changed({"pre_tokenizer", "replacement"}, [](json& d) {
+    d["pre_tokenizer"] = {{"type", "Metaspace"}};
+  });
+  changed({"delimiter", "one character"}, [](json& d) {
+    d["pre_tokenizer"] = {{"type", "CharDelimiterSplit"}, {"delimiter", "--"}};
+  });
+  changed({"normalizer", "'first'"}, [](json& d) {
+    d["normalizer"] = {{"type", "Strip"}, {"strip_left", true}, {"strip_right", false}};
+    d["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "first"}};
+  });
+  changed({"two Metaspace"}, [](json& d) {
+    json steps = json::array();
+    for (int i = 0; i < 3; ++i) steps.push_back({{"type", "Metaspace"}, {"replacement", "_"}});
+    d["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", steps}};
+  });
 }
 
 TEST_F(HostileTokenizer, has_a_bad_vocabulary_or_bad_merges) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/philox.h"
+#include "model/families.h"
 #include "policy/policy.h"
 
 namespace lockstep::policy::test {
@@ -28,6 +29,7 @@ inline std::shared_ptr<model::Weights> tiny_weights(
     std::uint64_t seed = 1, const model::ModelConfig& config = tiny_config()) {
   auto w = std::make_shared<model::Weights>(model::make_weights(config));
   model::initialize(*w, seed);
+  model::randomize_biases(*w);
   return w;
 }
 

@@ -15,6 +15,7 @@ using data::Trajectory;
 struct Case {
   const char* name;
   model::Precision precision;
+  model::ModelConfig config = tiny_config(128);
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
@@ -23,6 +24,13 @@ model::Precision fp8(model::Recipe recipe) {
   p.fp8 = true;
   p.recipe = recipe;
   return p;
+}
+
+// Pages of latent vectors.
+model::ModelConfig latent_config(std::int64_t max_positions) {
+  for (const model::FamilyCase& f : model::family_cases(tiny_config(max_positions)))
+    if (is_latent(f.config)) return f.config;
+  return {};
 }
 
 std::vector<Trajectory> run(const TinyModel& m, const Options& options,
@@ -63,7 +71,7 @@ Options small_cache() {
 class Invariance : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    model_ = std::make_unique<TinyModel>(GetParam().precision);
+    model_ = std::make_unique<TinyModel>(GetParam().precision, 1, GetParam().config);
     requests_ = mixed_requests(128);
     // One request at a time, each in an engine of its own.
     for (const Request& r : requests_) alone_.push_back(run(*model_, small_cache(), {r})[0]);
@@ -191,8 +199,11 @@ TEST_P(Invariance, AfterPreemption) {
 }
 
 // Beyond one block of 128 keys.
-TEST(LongPrompts, OverChunksAndPages) {
-  const TinyModel m(fp8(model::Recipe::kBlockwise), 1, 512);
+class LongPrompts : public testing::TestWithParam<bool> {};
+
+TEST_P(LongPrompts, OverChunksAndPages) {
+  const TinyModel m(fp8(model::Recipe::kBlockwise), 1,
+                    GetParam() ? latent_config(512) : tiny_config(512));
   std::vector<Request> requests;
   for (int i = 0; i < 4; ++i)
     requests.push_back(request(random_tokens(i < 2 ? 127 : 259, i / 2), 5, i));
@@ -228,11 +239,26 @@ TEST_P(Invariance, OverThreadsAndInstructionSets) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, Invariance,
-                         testing::Values(Case{"Bf16", {}},
-                                         Case{"Fp8Blockwise", fp8(model::Recipe::kBlockwise)},
-                                         Case{"Fp8Rowwise", fp8(model::Recipe::kRowwise)}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Precisions, Invariance,
+    testing::Values(Case{"Bf16", {}}, Case{"Fp8Blockwise", fp8(model::Recipe::kBlockwise)},
+                    Case{"Fp8Rowwise", fp8(model::Recipe::kRowwise)},
+                    Case{"LatentBf16", {}, latent_config(128)},
+                    Case{"LatentFp8", fp8(model::Recipe::kBlockwise), latent_config(128)}),
+    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Attentions, LongPrompts, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Latent" : "Grouped"; });
+
+// What a page costs: a latent vector and one rotated key a token and layer.
+TEST(LatentPages, AreAsLargeAsTheLatentRows) {
+  const TinyModel m({}, 1, latent_config(128));
+  Options o;
+  o.num_blocks = 10;
+  o.block_size = 16;
+  Engine engine(m.ctx, o, letters);
+  engine.set_model(m.view(), 1);
+  EXPECT_EQ(engine.cache_bytes(), 2u * 160 * (48 + 16) * 2);
+}
 
 }  // namespace
 }  // namespace lockstep::rollout::test

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/philox.h"
+#include "model/families.h"
 #include "rollout/engine.h"
 
 namespace lockstep::rollout::test {
@@ -34,6 +35,7 @@ struct TinyModel {
   TinyModel(const model::Precision& precision, std::uint64_t seed, const model::ModelConfig& config)
       : ctx(tensor::cpu_context(arena, 1)), weights(model::make_weights(config)) {
     model::initialize(weights, seed);
+    model::randomize_biases(weights);
     quantized = model::quantized_for(ctx, weights, precision);
     rope = model::make_rope_tables(ctx, weights.config);
   }

@@ -39,6 +39,8 @@ GPT2_CLITICS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = GPT2_CLITICS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + REST
 LLAMA3 = GPT2_CLITICS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + REST
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s" + GPT2_CLITICS + "?|"
+O200K = CASED % ("*", "+") + CASED % ("+", "*") + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DEEPSEEK = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
             r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
@@ -51,7 +53,7 @@ def write_tokenizers(folder):
     special = lambda text, **more: AddedToken(text, special=True, **{"normalized": False, **more})
     plain = lambda text, **more: AddedToken(text, special=False, **{"normalized": False, **more})
 
-    def make(name, pre, normalizer=None, added=(), post=None, decoder=None, size=900, model={}, change=None, **trainer):
+    def make(name, pre, normalizer=None, added=(), post=None, decoder=None, size=900, model={}, change=None, alphabet=None, **trainer):
         t = Tokenizer(models.BPE(**model))
         if normalizer:
             t.normalizer = normalizer
@@ -59,7 +61,8 @@ def write_tokenizers(folder):
             t.pre_tokenizer = pre
         text = TRAINING if pre else TRAINING.replace(" ", " ▁").split(" ")
         t.train_from_iterator([text] if pre else text, trainers.BpeTrainer(
-            vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if pre else [], **trainer))
+            vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if (pre if alphabet is None else alphabet) else [],
+            **trainer))
         t.decoder = decoder or decoders.ByteLevel()
         for token in added:
             (t.add_special_tokens if token.special else t.add_tokens)([token])
@@ -120,7 +123,13 @@ def write_tokenizers(folder):
                                normalizers.Replace("ll", "LL"), normalizers.Strip(), normalizers.Prepend("_")]),
          [special("<|im_start|>", lstrip=True, rstrip=True), special("<|im_end|>", single_word=True), plain("ALPHA", single_word=True),
           plain("Don't", normalized=True), plain("é", normalized=True, rstrip=True), plain("<mask>", lstrip=True), plain("  ")])
-    # SentencePiece turned into BPE, as Mixtral has it.
+    make("o200k", sequence([split(O200K), level()]), None, specials)
+    make("falcon", sequence([pre_tokenizers.Punctuation("contiguous"), level(regex=True), pre_tokenizers.Digits(individual_digits=False),
+                             split("[0-9][0-9][0-9]")]), None, specials)
+    # Words between blanks and between words and signs, cut at a character.
+    make("words", sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.CharDelimiterSplit("-"), pre_tokenizers.Whitespace(), level()]),
+         normalizers.NFC(), specials)
+    # SentencePiece turned into BPE: as Mixtral has it, and by Metaspace, as newer files of Llama 2 and TinyLlama have it.
     bytes_first = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     for name, change in (("mixtral", three), ("holes", holes)):
         make(name, None, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), [],
@@ -128,6 +137,25 @@ def write_tokenizers(folder):
              decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
              model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}, change=change, special_tokens=bytes_first,
              limit_alphabet=60)
+    def no_bytes(d):  # as added tokens
+        d["added_tokens"] = [t for t in d["added_tokens"] if not t["content"].startswith("<0x")]
+
+    pieces = [special("<s>"), special("</s>", lstrip=True), plain("<mask>", normalized=True, rstrip=True), plain("▁x▁")]
+    make("gemma", split([" "], "merged_with_previous"), normalizers.Replace(" ", "▁"), pieces[:1] + [plain("\n\n"), plain("▁▁")],
+         None, decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+         model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": False}, special_tokens=bytes_first,
+         alphabet=False, limit_alphabet=60, change=no_bytes)
+    metaspace = lambda scheme, cut: pre_tokenizers.Metaspace(prepend_scheme=scheme, split=cut)
+    for name, scheme, cut, fallback in (("metaspace", "always", True, False), ("metaspace_first", "first", False, True),
+                                        ("metaspace_never", "never", True, True)):
+        after = [decoders.Metaspace(prepend_scheme=scheme)]
+        make(name, metaspace(scheme, cut), normalizers.NFC() if cut else None, pieces,
+             lambda t: processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]),
+             decoders.Sequence([decoders.ByteFallback()] + after) if scheme == "never" else
+             decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+             if fallback else after[0],
+             model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": fallback},
+             special_tokens=bytes_first if fallback else bytes_first[:3], alphabet=False, limit_alphabet=60, change=no_bytes)
 
 
 # Templates with the marks of each family, in our words; the published ones were compared by hand (docs/tokenizers.md).
