@@ -132,6 +132,14 @@ TEST_F(AttentionGpu, LatentTrainingHasTheBytesOfTheCpu) {
                          true);
 }
 
+// Heads that fill an even number of tiles: two thread blocks share a token's keys.
+TEST_F(AttentionGpu, LatentPairsOfTilesHaveTheBytesOfTheCpu) {
+  Rng rng(25);
+  expect_same_training(attention_case(rng, {128, 1, 576, 512, 0.0417, true}, {3, 140}), true, true);
+  expect_same_training(attention_case(rng, {130, 2, 80, 64, 0.11, true}, {300, 1}), true, true);
+  expect_same_training(attention_case(rng, {200, 1, 32, 32, 0.17, true}, {260}), true, false);
+}
+
 TEST_F(AttentionGpu, LatentTrainingHasTheBytesOfTheCpuAcrossSplits) {
   Rng rng(22);
   for (const std::int64_t length : {2047, 2049, 4130})
