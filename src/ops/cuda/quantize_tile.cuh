@@ -137,17 +137,19 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 }
 
 // A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
-// K columns each, in the outputs), from kInputs eights in memory:
+// K columns each, in the outputs), from kInputs eights in memory, and kHeld (0 or 1) more:
 //   at(input, row, column), stride(input)   where an input lies, and its next row
 //   gathered(row)                           with kGather: the row to read for it
 //   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
+//   fill_table(table)                       with kTableBytes: a table that the CTA fills first
 //   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
-//                                           its parts, in place; it may write what belongs to them
-// Inputs and values wait in shared memory, where a thread has slots of its own; the inputs of the
-// next tile take them as soon as they are free. Where rows are not aligned, nothing is fetched
-// ahead.
+//                                           its parts, in place where there are two; it may write
+//                                           what belongs to them
+// Inputs wait in shared memory, where a thread has slots of its own, the held one in registers; the
+// inputs of the next tile take them as soon as they are free. Where rows are not aligned, nothing
+// is fetched ahead.
 template <typename Source>
-inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
+inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16 + Source::kTableBytes;
 
 template <typename Source>
 struct Fetch {
@@ -190,16 +192,16 @@ __device__ inline void fetch_input(const Source& source, const Fetch<Source>& f,
 }
 
 __device__ inline void read_values(const uint4* slots, Bf16x8& x) { x = shared8(slots); }
-__device__ inline void read_values(const uint4* slots, Float8& x) {
-  const uint4 a = slots[0], b = slots[kTileThreads];
-  x = {{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
-        __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
-}
 __device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = shared8(x); }
-__device__ inline void write_values(uint4* slots, const Float8& x) {
-  const auto bits = [&](int c) { return numerics::float_bits(x.v[c]); };
-  slots[0] = make_uint4(bits(0), bits(1), bits(2), bits(3));
-  slots[kTileThreads] = make_uint4(bits(4), bits(5), bits(6), bits(7));
+
+// The held input of the thread's rows.
+template <bool kVector, typename Source>
+__device__ inline void fetch_held(const Source& source, const Fetch<Source>& f, Bf16x8 (&held)[8]) {
+  const std::int64_t stride = source.stride(Source::kInputs);
+  const Bf16* from = source.at(Source::kInputs, f.row, f.column);
+#pragma unroll
+  for (int i = 0; i < 8; ++i, from += stride)
+    held[i] = load8<kVector>(from, i < f.rows ? f.columns : 0);
 }
 
 template <typename Source, Pass kPass, bool kVector>
@@ -207,51 +209,81 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     quantize_tiles(const Source source, const TilePlan plan) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
-  constexpr int kSlots = sizeof(Values) / sizeof(uint4);  // of a part
   extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;
   ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
+  auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   const std::int64_t width = kParts * plan.K;
   Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
+  [[maybe_unused]] Bf16x8 held[8];
   const auto fetch_inputs = [&](int begin, int end) {
     for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
   };
   if (more) fetch = start_fetch(source, next);
-  if (kVector && more) fetch_inputs(0, kInputs);
+  if (kVector && more) {
+    fetch_inputs(0, kInputs);
+    if constexpr (Source::kHeld != 0) fetch_held<kVector>(source, fetch, held);
+  }
+  if constexpr (Source::kTableBytes != 0) {
+    Source::fill_table(table);
+    __syncthreads();
+  }
   while (more) {
     const Tile tile = next;
     const Fetch<Source> here = fetch;
-    if constexpr (!kVector) fetch_inputs(0, kInputs);
+    if constexpr (!kVector) {
+      fetch_inputs(0, kInputs);
+      if constexpr (Source::kHeld != 0) fetch_held<kVector>(source, fetch, held);
+    }
     more = next_tile<kPass>(plan, walk, next);
     if (more) fetch = start_fetch(source, next);
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
-    if constexpr (Source::kCombines) {
+    const auto quantize = [&](const Values(&x)[8], int part) {
+      const std::int64_t at = part * plan.K;
+      if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
+        quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
+                                           stats);
+      if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
+        quantize_tile_columns<kPass, kVector>(plan, tile, x, at + tile.column0, tile.columns, width,
+                                              memory, stats);
+    };
+    const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
+    Values x[8];
+    if constexpr (kParts == 1) {
+      if constexpr (Source::kCombines) {
+        const auto columns = source.template columns<kVector>(here.column, here.columns);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          x[i] = source.template combine<kPass, kVector>(
+              slots + i * kInputs * kTileThreads, columns, table, here.row + i, here.column,
+              rows_left(i));
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) read_values(slots + i * kInputs * kTileThreads, x[i]);
+      }
+      if (kVector && more) fetch_inputs(0, kInputs);
+      quantize(x, 0);
+    } else {
       const auto columns = source.template columns<kVector>(here.column, here.columns);
-#pragma unroll(Source::kUnroll)
-      for (int i = 0; i < 8; ++i)
-        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, columns,
-                                                here.row + i, here.column,
-                                                i < here.rows ? here.columns : 0);
-      if (kVector && more) fetch_inputs(kParts * kSlots, kInputs);
-    }
-#pragma unroll 1
-    for (int p = 0; p < kParts; ++p) {
-      Values x[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        read_values(slots + (i * kInputs + p * kSlots) * kTileThreads, x[i]);
-      if (kVector && more) fetch_inputs(p * kSlots, p * kSlots + kSlots);
-      const std::int64_t at = p * plan.K + tile.column0;
-      if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
-        quantize_tile_rows<kPass, kVector>(plan, tile, x, p * plan.K + here.column, here.columns,
-                                           width, stats);
-      if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
-        quantize_tile_columns<kPass, kVector>(plan, tile, x, at, tile.columns, width, memory,
-                                              stats);
+        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, held[i],
+                                                columns, table, here.row + i, here.column,
+                                                rows_left(i));
+      if constexpr (kVector && Source::kHeld != 0)
+        if (more) fetch_held<kVector>(source, fetch, held);
+#pragma unroll 1
+      for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          read_values(slots + (i * kInputs + p) * kTileThreads, x[i]);
+        if (kVector && more) fetch_inputs(p, p + 1);
+        quantize(x, p);
+      }
     }
   }
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);

@@ -11,7 +11,7 @@ namespace {
 // The rows of all experts, as the tile kernel reads them.
 struct WeightSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
   static constexpr bool kGather = false, kCombines = false;
   const Bf16* w;
   std::int64_t K;

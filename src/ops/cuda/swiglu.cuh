@@ -45,9 +45,41 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g) {
   return s;
 }
 
-// The FP32 products.
-__device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u) {
-  Float8 a = sigmoid8(g);
+// numerics::sigmoid of every BF16 value, for kernels that work long enough to make it first: gates
+// of magnitude 2^-24 to below 128, the two signs of a magnitude side by side. Below it the sigmoid
+// is 0.5 and above it 0 or 1, as at the table's ends; a NaN takes an end, and the gate itself makes
+// the product a NaN.
+inline constexpr unsigned kLowestGate = 0x3380, kHighestGate = 0x42FF;  // BF16 bits
+inline constexpr int kSigmoids = 2 * (kHighestGate - kLowestGate + 1);
+
+// Every thread of the CTA calls it; a barrier has to follow.
+__device__ inline void fill_sigmoids(float* table) {
+  for (int i = static_cast<int>(threadIdx.x); i < kSigmoids; i += static_cast<int>(blockDim.x)) {
+    const unsigned bits = (kLowestGate + i / 2) | (i % 2 != 0 ? 0x8000u : 0u);
+    table[i] = numerics::sigmoid(numerics::bits_float(bits << 16));
+  }
+}
+
+// Sigmoids of eight gates from the table.
+__device__ inline Float8 sigmoid8(const Bf16x8& g, const float* table) {
+  constexpr std::uint32_t kPair = 0x00010001u;
+  Float8 s;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Magnitude, then sign, in each half.
+    const std::uint32_t turned = (g.w[i] << 1 & 0xFFFEFFFEu) | (g.w[i] >> 15 & kPair);
+    const std::uint32_t inside = min_u16x2(max_u16x2(turned, 2 * kLowestGate * kPair),
+                                           (2 * kHighestGate + 1) * kPair);
+    const std::uint32_t offset = inside * 4 - 8 * kLowestGate * kPair;  // in bytes; each below 2^15
+    const auto* bytes = reinterpret_cast<const char*>(table);
+    s.v[2 * i] = *reinterpret_cast<const float*>(bytes + (offset & 0xFFFFu));
+    s.v[2 * i + 1] = *reinterpret_cast<const float*>(bytes + (offset >> 16));
+  }
+  return s;
+}
+
+// The FP32 products, from the gates' sigmoids.
+__device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u, Float8 a) {
 #pragma unroll
   for (int c = 0; c < 8; ++c) a.v[c] = (value(g, c) * a.v[c]) * value(u, c);
   return a;
@@ -56,9 +88,9 @@ __device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u) {
 struct SwigluGradient {
   Bf16x8 gate, up;
 };
+// s: the gates' sigmoids.
 __device__ inline SwigluGradient swiglu_gradient8(const Bf16x8& g8, const Bf16x8& u8,
-                                                  const Bf16x8& d8) {
-  const Float8 s = sigmoid8(g8);
+                                                  const Bf16x8& d8, const Float8& s) {
   SwigluGradient out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
