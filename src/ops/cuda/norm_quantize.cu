@@ -5,45 +5,23 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-// The normalised values from x_out and rstd; written as BF16 too where h is not null.
-struct NormSource {
-  using Values = Bf16x8;
-  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
-  static constexpr bool kGather = false, kCombines = true;
-  const Bf16 *x, *w;
-  const float* rstd;
-  Bf16* h;
-  std::int64_t D;
-
-  bool aligned() const { return aligned16(x) && aligned16(w) && aligned16(h); }
-  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
-    return x + r * D + column;
-  }
-  __device__ std::int64_t stride(int) const { return D; }
-  template <bool kVector>
-  __device__ Bf16x8 columns(std::int64_t column, int n) const {
-    return load8<kVector>(w + column, n);
-  }
-  template <Pass kPass, bool kVector>
-  __device__ Bf16x8 combine(const uint4* slots, const Bf16x8& weights, const float*,
-                            std::int64_t row, std::int64_t column, int n) const {
-    if (n <= 0) return {};
-    const Bf16x8 y = normalised8(shared8(slots), __ldg(rstd + row), weights);
-    if (kPass != Pass::kLargest && h != nullptr) store8<kVector>(h + row * D + column, y, n);
-    return y;
-  }
-};
-
-// The same from x and delta, which write x_out and rstd on the way.
+// Rows of the norm; delta and h may be null.
 struct NormRows {
   using Values = Bf16x8;
-  const Bf16 *x, *delta, *w;  // delta may be null
-  Bf16 *x_out, *h;            // h may be null
+  const Bf16 *x, *delta, *w;
+  Bf16 *x_out, *h;
   float* rstd;
   float eps;
   std::int64_t D;
-  bool normalises;  // or else only x_out and rstd are wanted
 
+  bool aligned() const {
+    return aligned16(x) && aligned16(delta) && aligned16(w) && aligned16(x_out) && aligned16(h);
+  }
+  __device__ float reciprocal_rms(float sum) const {
+    return 1.0f / sqrtf(sum / static_cast<float>(D) + eps);
+  }
+
+  // The normalised values; x_out, rstd and h are written on the way.
   template <bool kOneWarp>
   __device__ void values(std::int64_t row, const LanePart& part, RowMemory& memory, int turn,
                          Bf16x8 (&y)[kLaneEights]) const {
@@ -54,31 +32,132 @@ struct NormRows {
 #pragma unroll
       for (int i = 0; i < kLaneEights; ++i) y[i] = add8(y[i], d[i]);
     }
-    if (delta != nullptr || x_out != x)
-#pragma unroll
-      for (int i = 0; i < kLaneEights; ++i)
-        if (part.has(i)) store8<true>(x_out + row * D + (part.first + 32 * i) * 8, y[i], 8);
-    const float sum = row_lane_sum<kOneWarp>(memory, turn, [&](float acc) {
-#pragma unroll
-      for (int i = 0; i < kLaneEights; ++i)
-        if (part.has(i))
-#pragma unroll
-          for (int c = 0; c < 8; ++c) acc = numerics::fma(value(y[i], c), value(y[i], c), acc);
-      return acc;
-    });
-    const float r = 1.0f / sqrtf(sum / static_cast<float>(D) + eps);
+    if (delta != nullptr || x_out != x) store_lane_eights(x_out + row * D, part, y);
+    const float r = reciprocal_rms(row_lane_sum<kOneWarp>(
+        memory, turn, [&](float acc) { return add_squares(acc, part, y); }));
     if (part.first == 0) rstd[row] = r;
-    if (!normalises) return;
     Bf16x8 weights[kLaneEights];
     load_lane_eights(w, part, weights);
 #pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) {
-      y[i] = normalised8(y[i], r, weights[i]);
-      if (h != nullptr && part.has(i))
-        store8<true>(h + row * D + (part.first + 32 * i) * 8, y[i], 8);
+    for (int i = 0; i < kLaneEights; ++i) y[i] = normalised8(y[i], r, weights[i]);
+    if (h != nullptr) store_lane_eights(h + row * D, part, y);
+  }
+
+  // Only x_out and rstd of a row, on one warp.
+  __device__ void step(std::int64_t row) const {
+    LanePart part{static_cast<int>(threadIdx.x) % 32, static_cast<int>(D / 8)};
+    float acc = 0.0f;
+    for (; part.first < part.end; part.first += kWarpEights) {
+      Bf16x8 y[kLaneEights];
+      load_lane_eights(x + row * D, part, y);
+      if (delta != nullptr) {
+        Bf16x8 d[kLaneEights];
+        load_lane_eights(delta + row * D, part, d);
+#pragma unroll
+        for (int i = 0; i < kLaneEights; ++i) y[i] = add8(y[i], d[i]);
+      }
+      if (delta != nullptr || x_out != x) store_lane_eights(x_out + row * D, part, y);
+      acc = add_squares(acc, part, y);
     }
+    __syncwarp();
+    const float r = reciprocal_rms(butterfly_sum(acc));
+    if (threadIdx.x % 32 == 0) rstd[row] = r;
+  }
+
+  __device__ static float add_squares(float acc, const LanePart& part,
+                                      const Bf16x8 (&y)[kLaneEights]) {
+#pragma unroll
+    for (int i = 0; i < kLaneEights; ++i)
+      if (part.has(i))
+#pragma unroll
+        for (int c = 0; c < 8; ++c) acc = numerics::fma(value(y[i], c), value(y[i], c), acc);
+    return acc;
   }
 };
+
+// The normalised values from x_out and rstd; written as BF16 too where h is not null.
+struct NormSource {
+  using Values = Bf16x8;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr bool kGather = false, kCombines = true;
+  NormRows norm;
+
+  bool aligned() const { return norm.aligned(); }
+  __device__ const Bf16* at(int, std::int64_t r, std::int64_t column) const {
+    return norm.x_out + r * norm.D + column;
+  }
+  __device__ std::int64_t stride(int) const { return norm.D; }
+  template <bool kVector>
+  __device__ Bf16x8 columns(std::int64_t column, int n) const {
+    return load8<kVector>(norm.w + column, n);
+  }
+  template <Pass kPass, bool kVector>
+  __device__ Bf16x8 combine(const uint4* slots, const Bf16x8& weights, const float*,
+                            std::int64_t row, std::int64_t column, int n) const {
+    if (n <= 0) return {};
+    // Not by way of the L1 cache: another multiprocessor may just have written it.
+    const Bf16x8 y = normalised8(shared8(slots), __ldcg(norm.rstd + row), weights);
+    if (kPass != Pass::kLargest && norm.h != nullptr)
+      store8<kVector>(norm.h + row * norm.D + column, y, n);
+    return y;
+  }
+  template <Pass kPass>
+  void launch_first(const Context& ctx, const TilePlan& plan, bool vector) const;
+};
+
+constexpr unsigned kStripeCtas = 8;
+
+// A cluster takes a stripe of 128 rows: it steps them, and then quantizes their tiles, for which it
+// finds x_out in the L2 cache.
+template <Pass kPass>
+__global__ void __cluster_dims__(kStripeCtas, 1, 1)
+    __launch_bounds__(kTileThreads, NormSource::kCtas)
+        norm_stripes(const NormSource source, const TilePlan plan) {
+  extern __shared__ uint4 stage[];
+  __shared__ TileMemory memory;
+  ThreadStats stats;
+  const unsigned rank = blockIdx.x % kStripeCtas;
+  Walk walk = start_walk(plan);
+  walk.row_step = 0, walk.column_step = kStripeCtas;
+  for (unsigned stripe = blockIdx.x / kStripeCtas; stripe < plan.row_tiles;
+       stripe += gridDim.x / kStripeCtas) {
+    walk.row = stripe, walk.row_tiles = stripe + 1, walk.column = 0;
+    Walk first = walk;
+    Tile tile;
+    if (!next_tile<kPass>(plan, first, tile)) break;
+    constexpr int kWarps = kTileThreads / 32;
+    for (int r = static_cast<int>(rank) * kWarps + static_cast<int>(threadIdx.x) / 32;
+         r < tile.rows; r += static_cast<int>(kStripeCtas) * kWarps)
+      source.norm.step(tile.row0 + r);
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+    walk.column = rank;
+    if (rank < walk.column_tiles)
+      quantize_walk<kPass, true>(source, plan, walk, stage, memory, stats);
+  }
+  if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
+}
+
+template <Pass kPass>
+void NormSource::launch_first(const Context& ctx, const TilePlan& plan, bool vector) const {
+  if (!vector) {
+    RowPlan rows;
+    rows.M = plan.M, rows.K = norm.D, rows.x = norm.x, rows.delta = norm.delta, rows.w = norm.w;
+    rows.x_out = norm.x_out, rows.h = norm.h, rows.rstd = norm.rstd, rows.eps = norm.eps;
+    launch_rows<true>(ctx, rows, false);
+    launch_tiles<kPass>(ctx, *this, plan, false);
+    return;
+  }
+  if (plan.row_tiles == 0 || norm.D == 0) return;
+  const std::int64_t most = kMultiprocessors * kCtas / kStripeCtas;
+  const auto stripes = static_cast<unsigned>(std::min(plan.row_tiles, most));
+  constexpr int kStage = kStageBytes<NormSource>;
+  allow_shared_memory(norm_stripes<kPass>, kStage);
+  norm_stripes<kPass>
+      <<<stripes * kStripeCtas, kTileThreads, kStage, stream_of(ctx)>>>(*this, plan);
+  LOCKSTEP_CUDA_LAUNCHED("norm_stripes");
+}
 
 }  // namespace
 
@@ -88,32 +167,28 @@ void rms_norm_quantize(const Context& ctx, const TensorView& x_TD, const TensorV
                        bool pow2, const Fp8Rows& rows, const Fp8Columns* columns,
                        QuantStats* stats) {
   const std::int64_t T = x_TD.dim(0), D = x_TD.dim(1);
-  RowPlan plan;
-  plan.M = T, plan.K = D, plan.x = x_TD.as<Bf16>(), plan.w = w_D.as<Bf16>(), plan.eps = eps;
-  plan.delta = delta_TD ? delta_TD.as<Bf16>() : nullptr;
-  plan.h = h_TD ? h_TD.as<Bf16>() : nullptr;
-  plan.x_out = x_out_TD.as<Bf16>(), plan.rstd = rstd_T.as<float>();
-  const bool vector = D % 8 == 0 && aligned16(plan.x) && aligned16(plan.delta) &&
-                      aligned16(plan.w) && aligned16(plan.x_out) && aligned16(plan.h) &&
-                      aligned16(rows.codes_MK.data);
-  LaneRows lanes{T, D};
-  if (columns == nullptr)
-    lanes.codes = rows.codes_MK.fp8(), lanes.scales = rows.scales.as<float>(), lanes.pow2 = pow2,
-    lanes.stats = stats;
-  const NormRows norm{plan.x,   plan.delta, plan.w, plan.x_out,        plan.h,
-                      plan.rstd, eps,        D,      columns == nullptr};
-  const bool done =
-      vector && launch_lane_rows(ctx, norm, lanes, rows.scaling == Scaling::kBlock);
+  const NormRows norm{x_TD.as<Bf16>(),
+                      delta_TD ? delta_TD.as<Bf16>() : nullptr,
+                      w_D.as<Bf16>(),
+                      x_out_TD.as<Bf16>(),
+                      h_TD ? h_TD.as<Bf16>() : nullptr,
+                      rstd_T.as<float>(),
+                      eps,
+                      D};
+  const bool blocks = rows.scaling == Scaling::kBlock;
   if (columns == nullptr) {
-    if (done) return;
-    RowPlan all = plan;
-    all.codes = rows.codes_MK.fp8(), all.scales = rows.scales.as<float>();
-    all.blocks = rows.scaling == Scaling::kBlock, all.pow2 = pow2, all.stats = stats;
-    if (launch_rows<true>(ctx, all, vector)) return;
+    const LaneRows out{T, D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+    if (D % 8 == 0 && norm.aligned() && aligned16(out.codes) &&
+        launch_lane_rows(ctx, norm, out, blocks))
+      return;
+    RowPlan plan;
+    plan.M = T, plan.K = D, plan.x = norm.x, plan.delta = norm.delta, plan.w = norm.w;
+    plan.x_out = norm.x_out, plan.h = norm.h, plan.rstd = norm.rstd, plan.eps = eps;
+    plan.codes = out.codes, plan.scales = out.scales, plan.blocks = blocks;
+    plan.pow2 = pow2, plan.stats = stats;
+    if (launch_rows<true>(ctx, plan, false)) return;
   }
-  if (!done) launch_rows<true>(ctx, plan, vector);
-  const NormSource source{plan.x_out, plan.w, plan.rstd, plan.h, D};
-  quantize_source(ctx, source, T, D, segments, pow2, &rows, columns, stats);
+  quantize_source(ctx, NormSource{norm}, T, D, segments, pow2, &rows, columns, stats);
 }
 
 }  // namespace lockstep::ops::cuda

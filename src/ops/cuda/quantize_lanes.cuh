@@ -15,7 +15,6 @@ inline constexpr int kOneWarpRows = 4;  // of a CTA where a warp is enough for a
 
 struct LaneRows {
   std::int64_t M = 0, K = 0;
-  // Null codes: the source only writes what belongs to it.
   Fp8* codes = nullptr;
   float* scales = nullptr;
   bool pow2 = false;
@@ -79,7 +78,6 @@ __global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWa
        row < out.M; row += step, turn ^= 1) {
     typename Source::Values x[kLaneEights];
     source.template values<kOneWarp>(row, part, memory, turn, x);
-    if (out.codes == nullptr) continue;
     std::uint32_t m[kLaneEights];
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) m[i] = largest(x[i]);
@@ -120,7 +118,7 @@ __global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWa
       stats.flushed += flushed(x[i], codes);
     }
   }
-  if (out.codes != nullptr && out.stats != nullptr) flush_stats(stats, out.stats);
+  if (out.stats != nullptr) flush_stats(stats, out.stats);
 }
 
 // False where rows are empty or too wide. K % 8 == 0 and every row 16-byte aligned.
@@ -149,6 +147,12 @@ __device__ inline void load_lane_eights(const Bf16* row, const LanePart& part,
 #pragma unroll
   for (int i = 0; i < kLaneEights; ++i)
     x[i] = load8<true>(row + (part.first + 32 * i) * 8, part.has(i) ? 8 : 0);
+}
+__device__ inline void store_lane_eights(Bf16* row, const LanePart& part,
+                                         const Bf16x8 (&x)[kLaneEights]) {
+#pragma unroll
+  for (int i = 0; i < kLaneEights; ++i)
+    store8<true>(row + (part.first + 32 * i) * 8, x[i], part.has(i) ? 8 : 0);
 }
 
 }  // namespace lockstep::ops::cuda

@@ -12,14 +12,18 @@
 namespace lockstep::ops::cuda {
 
 struct TileMemory {
-  union {
-    std::uint32_t largest[kTileThreads / 32][kQuantBlock];  // of each warp's rows, by column
-    // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
-    // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
-    alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
-  };
+  // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
+  // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
+  alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
   alignas(16) float inverse[kQuantBlock];
+  // Largest magnitudes of each warp's rows, by column: 16 bits each, or 32 in place of the codes.
+  alignas(16) std::uint32_t largest[kTileThreads / 32][kQuantBlock / 2];
 };
+template <typename Values>
+__device__ inline std::uint32_t* largest_of_warp(TileMemory& memory, int warp) {
+  if constexpr (sizeof(Values) == sizeof(Bf16x8)) return memory.largest[warp];
+  return reinterpret_cast<std::uint32_t*>(memory.codes) + warp * kQuantBlock;
+}
 
 template <Pass kPass, bool kVector, typename Values>
 __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile,
@@ -66,39 +70,46 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
   }
 }
 
-template <Pass kPass, bool kVector, typename Values>
-__device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
-                                             const Values (&x)[8], std::int64_t column0,
-                                             int columns, std::int64_t width, TileMemory& memory,
-                                             ThreadStats& stats) {
-  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+// The scales of the tile's columns, one a thread; a barrier has to follow, behind which `inverse`
+// holds what the codes need.
+template <Pass kPass, typename Values>
+__device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile,
+                                          const Values (&x)[8], std::int64_t column0, int columns,
+                                          std::int64_t width, TileMemory& memory,
+                                          ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kPass != Pass::kEncode) {
-    __syncthreads();  // the codes before have been read
-    store_column_largest(x, memory.largest[thread / 32]);
+    if constexpr (sizeof(Values) != sizeof(Bf16x8)) __syncthreads();  // the codes have been read
+    store_column_largest(x, largest_of_warp<Values>(memory, thread / 32));
     __syncthreads();
   }
-  const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
-  if (thread < columns) {
-    float* scale = plan.column_scales + tile.column_scale * width + column0 + thread;
-    if constexpr (kPass == Pass::kEncode) {
-      memory.inverse[thread] = 1.0f / *scale;
-    } else {
-      std::uint32_t amax = 0;
-#pragma unroll
-      for (int w = 0; w < kTileThreads / 32; ++w)
-        amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
-      if constexpr (kPass == Pass::kLargest) {
-        atomicMax(plan.column_largest + tile.column_scale * width + column0 + thread, amax);
-      } else {
-        const float s = scale_of(amax, plan.pow2);
-        *scale = s;
-        memory.inverse[thread] = 1.0f / s;
-        if (counts && tile.rows > 0) stats.count_block(amax);
-      }
-    }
+  if (thread >= columns) return;
+  const std::int64_t at = tile.column_scale * width + column0 + thread;
+  if constexpr (kPass == Pass::kEncode) {
+    memory.inverse[thread] = 1.0f / __ldg(plan.column_scales + at);
+    return;
   }
-  __syncthreads();
-  if constexpr (kPass == Pass::kLargest) return;
+  std::uint32_t amax = 0;
+#pragma unroll
+  for (int w = 0; w < kTileThreads / 32; ++w)
+    amax = max(amax, load_column_largest<Values>(largest_of_warp<Values>(memory, w), thread));
+  if constexpr (kPass == Pass::kLargest) {
+    atomicMax(plan.column_largest + at, amax);
+  } else {
+    const float s = scale_of(amax, plan.pow2);
+    plan.column_scales[at] = s;
+    memory.inverse[thread] = 1.0f / s;
+    if (plan.stats != nullptr && plan.row_codes == nullptr && tile.rows > 0)
+      stats.count_block(amax);
+  }
+}
+
+template <bool kVector, typename Values>
+__device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
+                                             const Values (&x)[8], std::int64_t column0,
+                                             int columns, TileMemory& memory, ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+  const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
   // Padding gets zeros whatever its scale is.
   const int rows = min(8, max(0, tile.rows - tr * 8));
   const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
@@ -204,18 +215,15 @@ __device__ inline void fetch_held(const Source& source, const Fetch<Source>& f, 
     held[i] = load8<kVector>(from, i < f.rows ? f.columns : 0);
 }
 
-template <typename Source, Pass kPass, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
-    quantize_tiles(const Source source, const TilePlan plan) {
+// The tiles of a CTA's walk.
+template <Pass kPass, bool kVector, typename Source>
+__device__ inline void quantize_walk(const Source& source, const TilePlan& plan, Walk& walk,
+                                     uint4* stage, TileMemory& memory, ThreadStats& stats) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
-  extern __shared__ uint4 stage[];
-  __shared__ TileMemory memory;
-  ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
   auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   const std::int64_t width = kParts * plan.K;
-  Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
@@ -242,14 +250,24 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     more = next_tile<kPass>(plan, walk, next);
     if (more) fetch = start_fetch(source, next);
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
+    // The columns' scales first: while some warps work them out, the others go on with the rows.
     const auto quantize = [&](const Values(&x)[8], int part) {
       const std::int64_t at = part * plan.K;
-      if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
+      const bool rows =
+          kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
+      const bool columns =
+          kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
+      if (columns)
+        tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory,
+                                  stats);
+      if (rows)
         quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
                                            stats);
-      if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
-        quantize_tile_columns<kPass, kVector>(plan, tile, x, at + tile.column0, tile.columns, width,
-                                              memory, stats);
+      if (!columns) return;
+      __syncthreads();
+      if constexpr (kPass != Pass::kLargest)
+        quantize_tile_columns<kVector>(plan, tile, x, at + tile.column0, tile.columns, memory,
+                                       stats);
     };
     const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
     Values x[8];
@@ -286,6 +304,16 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
       }
     }
   }
+}
+
+template <typename Source, Pass kPass, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
+    quantize_tiles(const Source source, const TilePlan plan) {
+  extern __shared__ uint4 stage[];
+  __shared__ TileMemory memory;
+  ThreadStats stats;
+  Walk walk = start_walk(plan);
+  quantize_walk<kPass, kVector>(source, plan, walk, stage, memory, stats);
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
 

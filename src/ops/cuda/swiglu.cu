@@ -57,7 +57,7 @@ struct GradientSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2;
   static constexpr int kTableBytes = kSigmoids * 4;
-  static constexpr bool kGather = false, kCombines = true;
+  static constexpr bool kGather = false;
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;

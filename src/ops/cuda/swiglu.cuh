@@ -46,10 +46,10 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g) {
 }
 
 // numerics::sigmoid of every BF16 value, for kernels that work long enough to make it first: gates
-// of magnitude 2^-24 to below 128, the two signs of a magnitude side by side. Below it the sigmoid
+// of magnitude 1.25 * 2^-24 to 89.5, the two signs of a magnitude side by side. Below it the sigmoid
 // is 0.5 and above it 0 or 1, as at the table's ends; a NaN takes an end, and the gate itself makes
 // the product a NaN.
-inline constexpr unsigned kLowestGate = 0x3380, kHighestGate = 0x42FF;  // BF16 bits
+inline constexpr unsigned kLowestGate = 0x33A0, kHighestGate = 0x42B3;  // BF16 bits
 inline constexpr int kSigmoids = 2 * (kHighestGate - kLowestGate + 1);
 
 // Every thread of the CTA calls it; a barrier has to follow.
@@ -66,11 +66,11 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g, const float* table) {
   Float8 s;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // Magnitude, then sign, in each half.
-    const std::uint32_t turned = (g.w[i] << 1 & 0xFFFEFFFEu) | (g.w[i] >> 15 & kPair);
-    const std::uint32_t inside = min_u16x2(max_u16x2(turned, 2 * kLowestGate * kPair),
-                                           (2 * kHighestGate + 1) * kPair);
-    const std::uint32_t offset = inside * 4 - 8 * kLowestGate * kPair;  // in bytes; each below 2^15
+    // In each half, in bytes: eight a magnitude, four for the sign.
+    const std::uint32_t inside = min_u16x2(max_u16x2(g.w[i] & 0x7FFF7FFFu, kLowestGate * kPair),
+                                           kHighestGate * kPair);
+    const std::uint32_t offset =
+        (inside * 8 - 8 * kLowestGate * kPair) | (g.w[i] >> 13 & 4 * kPair);
     const auto* bytes = reinterpret_cast<const char*>(table);
     s.v[2 * i] = *reinterpret_cast<const float*>(bytes + (offset & 0xFFFFu));
     s.v[2 * i + 1] = *reinterpret_cast<const float*>(bytes + (offset >> 16));
