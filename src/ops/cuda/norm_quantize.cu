@@ -8,6 +8,7 @@ namespace {
 // Rows of the norm; delta and h may be null.
 struct NormRows {
   using Values = Bf16x8;
+  static constexpr int kTableBytes = 0;
   const Bf16 *x, *delta, *w;
   Bf16 *x_out, *h;
   float* rstd;
@@ -22,8 +23,7 @@ struct NormRows {
   }
 
   // The normalised values; x_out, rstd and h are written on the way.
-  template <bool kOneWarp>
-  __device__ void values(std::int64_t row, const LanePart& part, RowMemory& memory, int turn,
+  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam& team, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + row * D, part, y);
     if (delta != nullptr) {
@@ -33,8 +33,8 @@ struct NormRows {
       for (int i = 0; i < kLaneEights; ++i) y[i] = add8(y[i], d[i]);
     }
     if (delta != nullptr || x_out != x) store_lane_eights(x_out + row * D, part, y);
-    const float r = reciprocal_rms(row_lane_sum<kOneWarp>(
-        memory, turn, [&](float acc) { return add_squares(acc, part, y); }));
+    const float r =
+        reciprocal_rms(team.sum([&](float acc) { return add_squares(acc, part, y); }));
     if (part.first == 0) rstd[row] = r;
     Bf16x8 weights[kLaneEights];
     load_lane_eights(w, part, weights);

@@ -32,8 +32,8 @@ struct StoredRows {
   const std::int32_t* token;
   std::int64_t width;
 
-  template <bool kOneWarp>
-  __device__ void values(std::int64_t row, const LanePart& part, RowMemory&, int,
+  static constexpr int kTableBytes = 0;
+  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam&, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + (token != nullptr ? __ldg(token + row) : row) * width, part, y);
   }

@@ -10,8 +10,8 @@ namespace lockstep::ops::cuda {
 
 inline constexpr int kLaneEights = 4;
 inline constexpr int kWarpEights = 32 * kLaneEights;
-inline constexpr int kMostRowWarps = 16;
-inline constexpr int kOneWarpRows = 4;  // of a CTA where a warp is enough for a row
+inline constexpr int kLaneWarps = 16;  // of a CTA
+inline constexpr int kLaneCtas = 2;    // of a multiprocessor
 
 struct LaneRows {
   std::int64_t M = 0, K = 0;
@@ -19,6 +19,7 @@ struct LaneRows {
   float* scales = nullptr;
   bool pow2 = false;
   QuantStats* stats = nullptr;
+  int warps = 1;  // of a row; a CTA has as many rows side by side as find room
 };
 
 // This lane's eights of a row: first, first + 32 ..; those from `end` on are behind the row.
@@ -31,23 +32,38 @@ struct LanePart {
 // no barrier behind the last read of the row before.
 struct RowMemory {
   float sum[2][32];
-  std::uint32_t largest[2][kMostRowWarps];
+  std::uint32_t largest[2][kLaneWarps];
 };
 
-// add(acc): acc with this lane's values added. The same bits on every thread of the row.
-template <bool kOneWarp, typename Add>
-__device__ inline float row_lane_sum(RowMemory& memory, int turn, Add add) {
-  if constexpr (kOneWarp) return butterfly_sum(add(0.0f));
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  float* sum = memory.sum[turn] + lane;
-#pragma unroll 1
-  for (int w = 0; w < warps; ++w) {
-    if (warp == w) *sum = add(w == 0 ? 0.0f : *sum);
-    __syncthreads();
+// The warps of a row.
+struct RowTeam {
+  RowMemory& memory;
+  int warps, warp, barrier, turn;
+
+  __device__ void sync() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
   }
-  return butterfly_sum(*sum);
-}
+  // add(acc): acc with this lane's values added. The same bits on every thread of the row.
+  template <typename Add>
+  __device__ float sum(Add add) const {
+    if (warps == 1) return butterfly_sum(add(0.0f));
+    float* acc = memory.sum[turn] + threadIdx.x % 32;
+#pragma unroll 1
+    for (int w = 0; w < warps; ++w) {
+      if (warp == w) *acc = add(w == 0 ? 0.0f : *acc);
+      sync();
+    }
+    return butterfly_sum(*acc);
+  }
+  __device__ std::uint32_t largest(std::uint32_t m) const {
+    m = __reduce_max_sync(kAllLanes, m);
+    if (warps == 1) return m;
+    if (threadIdx.x % 32 == 0) memory.largest[turn][warp] = m;
+    sync();
+    for (int w = 0; w < warps; ++w) m = max(m, memory.largest[turn][w]);
+    return m;
+  }
+};
 
 // Largest magnitudes m of a lane's four eights. Lane l gets that of its half warp's block in eight
 // (l % 16) / 4.
@@ -61,23 +77,27 @@ __device__ inline std::uint32_t lane_block_largest(const std::uint32_t (&m)[kLan
   return partner_max(r, r, 1);
 }
 
-// A source of rows: values<kOneWarp>(row, part, memory, turn, x) gives the lane's values, zeros
-// behind the row's end. kBlocks: a scale for 128 columns, or else for the row.
-template <typename Source, bool kBlocks, bool kOneWarp>
-__global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWarps,
-                                  kOneWarp ? 8 : 2)
+// A source of rows: values(row, part, team, table, x) gives the lane's values, zeros behind the
+// row's end. kBlocks: a scale for 128 columns, or else for the row.
+template <typename Source, bool kBlocks>
+__global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
     quantize_lane_rows(const Source source, const LaneRows out) {
-  __shared__ RowMemory memory;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const LanePart part{kOneWarp ? lane : warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
-  const std::int64_t step = std::int64_t{gridDim.x} * (kOneWarp ? kOneWarpRows : 1);
+  __shared__ RowMemory memory[kLaneWarps / 2];
+  __shared__ float table[Source::kTableBytes != 0 ? Source::kTableBytes / 4 : 1];
+  if constexpr (Source::kTableBytes != 0) {
+    Source::fill_table(table);
+    __syncthreads();
+  }
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int rows = static_cast<int>(blockDim.x) / 32 / out.warps, own = warp / out.warps;
+  // Barrier 0 is that of all threads.
+  RowTeam team{memory[own % (kLaneWarps / 2)], out.warps, warp % out.warps, 1 + own, 0};
+  const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
   ThreadStats stats;
-  int turn = 0;
-  for (std::int64_t row = std::int64_t{blockIdx.x} * (kOneWarp ? kOneWarpRows : 1) +
-                          (kOneWarp ? warp : 0);
-       row < out.M; row += step, turn ^= 1) {
+  for (std::int64_t row = std::int64_t{blockIdx.x} * rows + own; row < out.M;
+       row += std::int64_t{gridDim.x} * rows, team.turn ^= 1) {
     typename Source::Values x[kLaneEights];
-    source.template values<kOneWarp>(row, part, memory, turn, x);
+    source.values(row, part, team, table, x);
     std::uint32_t m[kLaneEights];
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) m[i] = largest(x[i]);
@@ -92,13 +112,7 @@ __global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWa
         if (out.stats != nullptr) stats.count_block(amax);
       }
     } else {
-      std::uint32_t amax = __reduce_max_sync(kAllLanes, max(max(m[0], m[1]), max(m[2], m[3])));
-      if constexpr (!kOneWarp) {
-        if (lane == 0) memory.largest[turn][warp] = amax;
-        __syncthreads();
-        for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w)
-          amax = max(amax, memory.largest[turn][w]);
-      }
+      const std::uint32_t amax = team.largest(max(max(m[0], m[1]), max(m[2], m[3])));
       const float s = scale_of(amax, out.pow2);
       inverse = 1.0f / s;
       if (part.first == 0) {
@@ -108,8 +122,7 @@ __global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWa
     }
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) {
-      const float inv =
-          kBlocks ? __shfl_sync(kAllLanes, inverse, (lane & 16) + 4 * i) : inverse;
+      const float inv = kBlocks ? __shfl_sync(kAllLanes, inverse, (lane & 16) + 4 * i) : inverse;
       if (!part.has(i)) continue;
       const uint2 codes = encode8(x[i], inv);
       store_codes<true>(out.codes + row * out.K + (part.first + 32 * i) * 8, codes, 8);
@@ -123,20 +136,19 @@ __global__ void __launch_bounds__(kOneWarp ? 32 * kOneWarpRows : 32 * kMostRowWa
 
 // False where rows are empty or too wide. K % 8 == 0 and every row 16-byte aligned.
 template <typename Source>
-bool launch_lane_rows(const Context& ctx, const Source& source, const LaneRows& out, bool blocks) {
+bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bool blocks) {
   const std::int64_t warps = (out.K / 8 + kWarpEights - 1) / kWarpEights;
-  if (warps == 0 || warps > kMostRowWarps) return false;
+  if (warps == 0 || warps > kLaneWarps) return false;
   if (out.M == 0) return true;
-  const bool one = warps == 1;
-  const auto kernel = one ? (blocks ? quantize_lane_rows<Source, true, true>
-                                    : quantize_lane_rows<Source, false, true>)
-                          : (blocks ? quantize_lane_rows<Source, true, false>
-                                    : quantize_lane_rows<Source, false, false>);
-  const std::int64_t threads = 32 * (one ? kOneWarpRows : warps);
-  const std::int64_t ctas = one ? (out.M + kOneWarpRows - 1) / kOneWarpRows : out.M;
-  const std::int64_t most = kMultiprocessors * std::min<std::int64_t>(32, 2048 / threads);
-  kernel<<<static_cast<unsigned>(std::min(ctas, most)), static_cast<unsigned>(threads), 0,
-           stream_of(ctx)>>>(source, out);
+  out.warps = static_cast<int>(warps);
+  // Few rows are spread over the multiprocessors.
+  const std::int64_t rows = std::min<std::int64_t>(
+      kLaneWarps / warps, (out.M + kMultiprocessors * kLaneCtas - 1) / (kMultiprocessors * kLaneCtas));
+  const auto grid = static_cast<unsigned>(
+      std::min<std::int64_t>((out.M + rows - 1) / rows, kMultiprocessors * kLaneCtas));
+  const auto kernel =
+      blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
+  kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);
   LOCKSTEP_CUDA_LAUNCHED("quantize_lane_rows");
   return true;
 }

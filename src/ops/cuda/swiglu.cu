@@ -35,20 +35,25 @@ struct ProductSource {
   }
 };
 
-// The same, a whole row at a time.
+// The same, a whole row at a time. kTable: with the table of sigmoids, which pays from about
+// kManyProducts on.
+constexpr std::int64_t kManyProducts = 1 << 23;
+template <bool kTable>
 struct ProductRows {
   using Values = Float8;
+  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0;
   const Bf16* gate_up;
   std::int64_t F;
 
-  template <bool kOneWarp>
-  __device__ void values(std::int64_t row, const LanePart& part, RowMemory&, int,
+  __device__ static void fill_table(float* table) { fill_sigmoids(table); }
+  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam&, const float* table,
                          Float8 (&a)[kLaneEights]) const {
     Bf16x8 g[kLaneEights], u[kLaneEights];
     load_lane_eights(gate_up + row * 2 * F, part, g);
     load_lane_eights(gate_up + row * 2 * F + F, part, u);
 #pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) a[i] = swiglu8(g[i], u[i], sigmoid8(g[i]));
+    for (int i = 0; i < kLaneEights; ++i)
+      a[i] = swiglu8(g[i], u[i], kTable ? sigmoid8(g[i], table) : sigmoid8(g[i]));
   }
 };
 
@@ -144,11 +149,14 @@ void swiglu_quantize(const Context& ctx, const TensorView& gate_up, const Segmen
                      bool pow2, const Fp8Rows& rows, const Fp8Columns* columns, QuantStats* stats) {
   const std::int64_t M = gate_up.dim(0), F = gate_up.dim(1) / 2;
   const ProductSource source{gate_up.as<Bf16>(), F};
-  if (columns == nullptr && F % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data) &&
-      launch_lane_rows(ctx, ProductRows{source.gate_up, F},
-                       {M, F, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats},
-                       rows.scaling == Scaling::kBlock))
-    return;
+  if (columns == nullptr && F % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data)) {
+    const bool blocks = rows.scaling == Scaling::kBlock;
+    const LaneRows out{M, F, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+    if (M * F < kManyProducts
+            ? launch_lane_rows(ctx, ProductRows<false>{source.gate_up, F}, out, blocks)
+            : launch_lane_rows(ctx, ProductRows<true>{source.gate_up, F}, out, blocks))
+      return;
+  }
   quantize_source(ctx, source, M, F, segments, pow2, &rows, columns, stats);
 }
 
