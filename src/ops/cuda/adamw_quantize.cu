@@ -1,7 +1,7 @@
 // AdamW with the weight's codes. A CTA walks over blocks of 128 x 128. It first steps the block, a
 // warp row by row with four neighbouring values a thread, so that every access is a whole line, and
 // leaves the new BF16 values in shared memory; then each thread takes its 8 x 8 values from there
-// and quantizes them. While one CTA of a multiprocessor quantizes, the other keeps the memory busy.
+// and quantizes them, while the next block's first rows are under way.
 #include <algorithm>
 
 #include "ops/cuda/adamw_quantize.h"
@@ -12,8 +12,10 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-constexpr int kCtas = 2;   // a multiprocessor's
-constexpr int kAhead = 2;  // rows that a warp has under way
+constexpr int kCtas = 2;  // a multiprocessor's
+// Rows that a warp has under way, as many as registers hold.
+template <typename M, typename V>
+constexpr int kAhead = sizeof(M) + sizeof(V) <= 4 ? 2 : 2;
 constexpr int kWarps = kBlockThreads / 32;
 constexpr int kWarpRows = kQuantBlock / kWarps;
 constexpr int kTileBytes = kQuantBlock * kQuantBlock * 2;
@@ -85,28 +87,37 @@ __device__ uint2 step_row(const StepState<M, V>& s, std::int64_t at, int n, Step
           w.x[2].bits | static_cast<unsigned>(w.x[3].bits) << 16};
 }
 
-// Steps a block; its new values, zeros outside the matrix, in `tile`, 128 to a row.
-template <bool kVector, typename M, typename V>
-__device__ void step_block(const StepState<M, V>& s, const WeightBlocks& plan, const WeightBlock& b,
-                           uint2* tile) {
+// Where this thread's values of a block begin, and how many of its warp's rows are in the matrix.
+struct Part {
+  std::int64_t at;
+  int rows, n;
+};
+__device__ Part part_of(const WeightBlocks& plan, const WeightBlock& b) {
   const int lane = static_cast<int>(threadIdx.x) % 32,
-            row0 = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
-  const int n = b.columns - lane * 4, rows = n > 0 ? b.rows - row0 : 0;
-  std::int64_t at =
-      (b.e * plan.N + b.nb * kQuantBlock + row0) * plan.K + b.kb * kQuantBlock + lane * 4;
-  StepRow<M, V> ring[kAhead];
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i)
-    if (i < rows) load_row<kVector>(s, at + i * plan.K, n, ring[i]);
+            row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const int n = b.columns - lane * 4;
+  return {(b.e * plan.N + b.nb * kQuantBlock + row) * plan.K + b.kb * kQuantBlock + lane * 4,
+          n > 0 ? b.rows - row : 0, n};
+}
+
+// Steps a block; its new values, zeros outside the matrix, in `tile`, 128 to a row. `ring` holds
+// its first rows, and the next block's in the end.
+template <bool kVector, typename M, typename V>
+__device__ void step_block(const StepState<M, V>& s, const WeightBlocks& plan, Part part,
+                           const Part& next, StepRow<M, V> (&ring)[kAhead<M, V>], uint2* tile) {
+  constexpr int kRing = kAhead<M, V>;
+  tile += threadIdx.x / 32 * kWarpRows * 32 + threadIdx.x % 32;
 #pragma unroll 1
-  for (int first = 0; first < kWarpRows; first += kAhead) {
+  for (int first = 0; first < kWarpRows; first += kRing) {
+    const bool last = first + kRing == kWarpRows;
+    const int rows = last ? next.rows : part.rows - first - kRing, n = last ? next.n : part.n;
+    std::int64_t from = last ? next.at : part.at + kRing * plan.K;
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k, at += plan.K) {
-      const int i = first + k;
+    for (int k = 0; k < kRing; ++k, part.at += plan.K, from += plan.K, tile += 32) {
       uint2 w{};
-      if (i < rows) w = step_row<kVector>(s, at, n, ring[k]);
-      tile[(row0 + i) * 32 + lane] = w;
-      if (i + kAhead < min(rows, kWarpRows)) load_row<kVector>(s, at + kAhead * plan.K, n, ring[k]);
+      if (first + k < part.rows) w = step_row<kVector>(s, part.at, part.n, ring[k]);
+      *tile = w;
+      if (k < rows) load_row<kVector>(s, from, n, ring[k]);
     }
   }
 }
@@ -118,15 +129,25 @@ __global__ void __launch_bounds__(kBlockThreads, kCtas)
   __shared__ BlockMemory memory;
   ThreadStats stats;
   const int tc = static_cast<int>(threadIdx.x) % 16, tr = static_cast<int>(threadIdx.x) / 16;
+  constexpr int kRing = kAhead<M, V>;
+  StepRow<M, V> ring[kRing];
+  // The grid has no more CTAs than there are blocks.
+  Part part = part_of(plan, weight_block(plan, blockIdx.x));
+#pragma unroll
+  for (int k = 0; k < kRing; ++k)
+    if (k < part.rows) load_row<kVector>(state, part.at + k * plan.K, part.n, ring[k]);
   int turn = 0;
   for (std::int64_t index = blockIdx.x; index < plan.blocks; index += gridDim.x, turn ^= 1) {
-    const WeightBlock b = weight_block(plan, index);
-    step_block<kVector>(state, plan, b, reinterpret_cast<uint2*>(tile));
+    Part next{};
+    if (index + gridDim.x < plan.blocks)
+      next = part_of(plan, weight_block(plan, index + gridDim.x));
+    step_block<kVector>(state, plan, part, next, ring, reinterpret_cast<uint2*>(tile));
+    part = next;
     __syncthreads();
     Bf16x8 x[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = shared8(&tile[(tr * 8 + i) * 16 + tc]);
-    quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
+    quantize_weight_block<kVector>(plan, weight_block(plan, index), x, turn, memory, stats);
   }
   if (plan.stats != nullptr) flush_stats(stats, plan.stats);
 }

@@ -14,6 +14,7 @@ struct NormRows {
   float* rstd;
   float eps;
   std::int64_t D;
+  bool normalises;  // or else only x_out and rstd are wanted
 
   bool aligned() const {
     return aligned16(x) && aligned16(delta) && aligned16(w) && aligned16(x_out) && aligned16(h);
@@ -22,7 +23,7 @@ struct NormRows {
     return 1.0f / sqrtf(sum / static_cast<float>(D) + eps);
   }
 
-  // The normalised values; x_out, rstd and h are written on the way.
+  // The normalised values, if they are wanted; x_out, rstd and h are written on the way.
   __device__ void values(std::int64_t row, const LanePart& part, const RowTeam& team, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + row * D, part, y);
@@ -33,35 +34,14 @@ struct NormRows {
       for (int i = 0; i < kLaneEights; ++i) y[i] = add8(y[i], d[i]);
     }
     if (delta != nullptr || x_out != x) store_lane_eights(x_out + row * D, part, y);
-    const float r =
-        reciprocal_rms(team.sum([&](float acc) { return add_squares(acc, part, y); }));
+    const float r = reciprocal_rms(team.sum([&](float acc) { return add_squares(acc, part, y); }));
     if (part.first == 0) rstd[row] = r;
+    if (!normalises) return;
     Bf16x8 weights[kLaneEights];
     load_lane_eights(w, part, weights);
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) y[i] = normalised8(y[i], r, weights[i]);
     if (h != nullptr) store_lane_eights(h + row * D, part, y);
-  }
-
-  // Only x_out and rstd of a row, on one warp.
-  __device__ void step(std::int64_t row) const {
-    LanePart part{static_cast<int>(threadIdx.x) % 32, static_cast<int>(D / 8)};
-    float acc = 0.0f;
-    for (; part.first < part.end; part.first += kWarpEights) {
-      Bf16x8 y[kLaneEights];
-      load_lane_eights(x + row * D, part, y);
-      if (delta != nullptr) {
-        Bf16x8 d[kLaneEights];
-        load_lane_eights(delta + row * D, part, d);
-#pragma unroll
-        for (int i = 0; i < kLaneEights; ++i) y[i] = add8(y[i], d[i]);
-      }
-      if (delta != nullptr || x_out != x) store_lane_eights(x_out + row * D, part, y);
-      acc = add_squares(acc, part, y);
-    }
-    __syncwarp();
-    const float r = reciprocal_rms(butterfly_sum(acc));
-    if (threadIdx.x % 32 == 0) rstd[row] = r;
   }
 
   __device__ static float add_squares(float acc, const LanePart& part,
@@ -79,6 +59,7 @@ struct NormRows {
 struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr int kThreads = 256;
   static constexpr bool kGather = false, kCombines = true;
   NormRows norm;
 
@@ -95,69 +76,12 @@ struct NormSource {
   __device__ Bf16x8 combine(const uint4* slots, const Bf16x8& weights, const float*,
                             std::int64_t row, std::int64_t column, int n) const {
     if (n <= 0) return {};
-    // Not by way of the L1 cache: another multiprocessor may just have written it.
-    const Bf16x8 y = normalised8(shared8(slots), __ldcg(norm.rstd + row), weights);
+    const Bf16x8 y = normalised8(shared8(slots), __ldg(norm.rstd + row), weights);
     if (kPass != Pass::kLargest && norm.h != nullptr)
       store8<kVector>(norm.h + row * norm.D + column, y, n);
     return y;
   }
-  template <Pass kPass>
-  void launch_first(const Context& ctx, const TilePlan& plan, bool vector) const;
 };
-
-constexpr unsigned kStripeCtas = 8;
-
-// A cluster takes a stripe of 128 rows: it steps them, and then quantizes their tiles, for which it
-// finds x_out in the L2 cache.
-template <Pass kPass>
-__global__ void __cluster_dims__(kStripeCtas, 1, 1)
-    __launch_bounds__(kTileThreads, NormSource::kCtas)
-        norm_stripes(const NormSource source, const TilePlan plan) {
-  extern __shared__ uint4 stage[];
-  __shared__ TileMemory memory;
-  ThreadStats stats;
-  const unsigned rank = blockIdx.x % kStripeCtas;
-  Walk walk = start_walk(plan);
-  walk.row_step = 0, walk.column_step = kStripeCtas;
-  for (unsigned stripe = blockIdx.x / kStripeCtas; stripe < plan.row_tiles;
-       stripe += gridDim.x / kStripeCtas) {
-    walk.row = stripe, walk.row_tiles = stripe + 1, walk.column = 0;
-    Walk first = walk;
-    Tile tile;
-    if (!next_tile<kPass>(plan, first, tile)) break;
-    constexpr int kWarps = kTileThreads / 32;
-    for (int r = static_cast<int>(rank) * kWarps + static_cast<int>(threadIdx.x) / 32;
-         r < tile.rows; r += static_cast<int>(kStripeCtas) * kWarps)
-      source.norm.step(tile.row0 + r);
-    asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-            : "memory");
-    walk.column = rank;
-    if (rank < walk.column_tiles)
-      quantize_walk<kPass, true>(source, plan, walk, stage, memory, stats);
-  }
-  if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
-}
-
-template <Pass kPass>
-void NormSource::launch_first(const Context& ctx, const TilePlan& plan, bool vector) const {
-  if (!vector) {
-    RowPlan rows;
-    rows.M = plan.M, rows.K = norm.D, rows.x = norm.x, rows.delta = norm.delta, rows.w = norm.w;
-    rows.x_out = norm.x_out, rows.h = norm.h, rows.rstd = norm.rstd, rows.eps = norm.eps;
-    launch_rows<true>(ctx, rows, false);
-    launch_tiles<kPass>(ctx, *this, plan, false);
-    return;
-  }
-  if (plan.row_tiles == 0 || norm.D == 0) return;
-  const std::int64_t most = kMultiprocessors * kCtas / kStripeCtas;
-  const auto stripes = static_cast<unsigned>(std::min(plan.row_tiles, most));
-  constexpr int kStage = kStageBytes<NormSource>;
-  allow_shared_memory(norm_stripes<kPass>, kStage);
-  norm_stripes<kPass>
-      <<<stripes * kStripeCtas, kTileThreads, kStage, stream_of(ctx)>>>(*this, plan);
-  LOCKSTEP_CUDA_LAUNCHED("norm_stripes");
-}
 
 }  // namespace
 
@@ -174,19 +98,27 @@ void rms_norm_quantize(const Context& ctx, const TensorView& x_TD, const TensorV
                       h_TD ? h_TD.as<Bf16>() : nullptr,
                       rstd_T.as<float>(),
                       eps,
-                      D};
+                      D,
+                      columns == nullptr};
   const bool blocks = rows.scaling == Scaling::kBlock;
-  if (columns == nullptr) {
-    const LaneRows out{T, D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
-    if (D % 8 == 0 && norm.aligned() && aligned16(out.codes) &&
-        launch_lane_rows(ctx, norm, out, blocks))
-      return;
+  // Without columns the codes too come from the one read; with them the rows are stepped first.
+  LaneRows out{T, D};
+  if (columns == nullptr) out = {T, D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+  const bool vector = D % 8 == 0 && norm.aligned() && aligned16(out.codes);
+  if (!vector || !launch_lane_rows(ctx, norm, out, blocks)) {
     RowPlan plan;
     plan.M = T, plan.K = D, plan.x = norm.x, plan.delta = norm.delta, plan.w = norm.w;
-    plan.x_out = norm.x_out, plan.h = norm.h, plan.rstd = norm.rstd, plan.eps = eps;
+    plan.x_out = norm.x_out, plan.h = columns == nullptr ? norm.h : nullptr;
+    plan.rstd = norm.rstd, plan.eps = eps;
     plan.codes = out.codes, plan.scales = out.scales, plan.blocks = blocks;
-    plan.pow2 = pow2, plan.stats = stats;
-    if (launch_rows<true>(ctx, plan, false)) return;
+    plan.pow2 = pow2, plan.stats = out.stats;
+    if (launch_rows<true>(ctx, plan, false) && columns == nullptr) return;
+    if (columns == nullptr) {
+      plan.codes = nullptr;
+      launch_rows<true>(ctx, plan, false);
+    }
+  } else if (columns == nullptr) {
+    return;
   }
   quantize_source(ctx, NormSource{norm}, T, D, segments, pow2, &rows, columns, stats);
 }

@@ -12,6 +12,7 @@ template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr int kThreads = 256;
   static constexpr bool kGather = kTable, kCombines = false;
   const Bf16* x;
   const std::int32_t* token;
@@ -135,16 +136,17 @@ std::uint32_t* take_largest(const Context& ctx, std::int64_t n) {
 void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const Fp8Rows& out,
                    QuantStats* stats) {
   const std::int64_t M = x_MK.dim(0), K = x_MK.dim(1);
-  if (out.scaling == Scaling::kRow) {
+  const bool blocks = out.scaling == Scaling::kBlock;
+  const LaneRows lanes{M, K, out.codes_MK.fp8(), out.scales.as<float>(), pow2, stats};
+  const StoredRows stored{x_MK.as<Bf16>(), nullptr, K};
+  if (K % 8 == 0 && aligned16(stored.x) && aligned16(lanes.codes) &&
+      launch_lane_rows(ctx, stored, lanes, blocks))
+    return;
+  if (!blocks) {
     RowPlan plan;
-    plan.M = M, plan.K = K, plan.x = x_MK.as<Bf16>();
-    plan.codes = out.codes_MK.fp8(), plan.scales = out.scales.as<float>();
-    plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
-    const bool vector = K % 8 == 0 && aligned16(plan.x) && aligned16(plan.codes);
-    if (vector && launch_lane_rows(ctx, StoredRows{plan.x, nullptr, K},
-                                   {M, K, plan.codes, plan.scales, pow2, stats}, false))
-      return;
-    if (launch_rows<false>(ctx, plan, vector)) return;
+    plan.M = M, plan.K = K, plan.x = stored.x, plan.codes = lanes.codes;
+    plan.scales = lanes.scales, plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
+    if (launch_rows<false>(ctx, plan, false)) return;
   }
   const RowSource<false> source{x_MK.as<Bf16>(), nullptr, K};
   quantize_source(ctx, source, M, K, {}, pow2, &out, nullptr, stats);
@@ -169,9 +171,10 @@ void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorVi
   const std::int64_t D = h_TD.dim(1);
   const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), D};
   if (columns == nullptr && D % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data) &&
-      launch_lane_rows(ctx, StoredRows{source.x, source.token, D},
-                       {token_M.dim(0), D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats},
-                       rows.scaling == Scaling::kBlock))
+      launch_lane_rows(
+          ctx, StoredRows{source.x, source.token, D},
+          {token_M.dim(0), D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats},
+          rows.scaling == Scaling::kBlock))
     return;
   quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
 }

@@ -50,22 +50,27 @@ __device__ inline std::uint32_t nonzero_mask(uint2 codes) {
          0x80808080u;
 }
 
-template <typename Values>
-__device__ __noinline__ int count_flushed(Values x, uint2 codes) {
+// How many of eight values are +-0.
+__device__ inline int zeros(const Bf16x8& x) {
+  std::uint32_t nonzero = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    nonzero = nonzero >> 1 | (((x.w[i] & 0x7FFF7FFFu) + 0x7FFF7FFFu) & 0x80008000u);
+  return 8 - __popc(nonzero);
+}
+__device__ inline int zeros(const Float8& x) {
   int n = 0;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const std::uint32_t code = (c < 4 ? codes.x : codes.y) >> (c % 4 * 8) & 0x7Fu;
-    n += code == 0 && value(x, c) != 0.0f ? 1 : 0;
-  }
+  for (int c = 0; c < 8; ++c) n += x.v[c] == 0.0f ? 1 : 0;
   return n;
 }
 
-// Values that are not zero but have a code of +-0. Such codes are rare, so that one test of all
-// eight is what it costs.
+// Values that are not zero but have a code of +-0; all have the same scale (where it is a NaN no
+// code is zero).
 template <typename Values>
 __device__ inline int flushed(const Values& x, uint2 codes) {
-  return nonzero_mask(codes) == 0x80808080u ? 0 : count_flushed(x, codes);
+  if (nonzero_mask(codes) == 0x80808080u) return 0;
+  return 8 - nonzero_codes(codes.x) - nonzero_codes(codes.y) - zeros(x);
 }
 
 // Codes of a, b, c, d; a in the lowest byte.
@@ -83,6 +88,13 @@ template <typename Values>
 __device__ inline uint2 encode8(const Values& x, float inv) {
   return {encode4(value(x, 0) * inv, value(x, 1) * inv, value(x, 2) * inv, value(x, 3) * inv),
           encode4(value(x, 4) * inv, value(x, 5) * inv, value(x, 6) * inv, value(x, 7) * inv)};
+}
+
+// |x| as bits, in the pipe of the additions: that of the integers has more to do.
+__device__ inline std::uint32_t magnitude(float x) {
+  float y;
+  asm("abs.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return numerics::float_bits(y);
 }
 
 // a in the low half.
@@ -115,7 +127,7 @@ __device__ inline std::uint32_t largest(const Bf16x8& x) {
 __device__ inline std::uint32_t largest(const Float8& x) {
   std::uint32_t m = 0;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) m = max(m, numerics::float_bits(x.v[c]) & 0x7FFFFFFFu);
+  for (int c = 0; c < 8; ++c) m = max(m, magnitude(x.v[c]));
   return m;
 }
 
@@ -140,6 +152,33 @@ __device__ inline std::uint32_t row_largest(const Bf16x8 (&x)[8]) {
   m = partner_max_u16x2(m, m, 1);
   return (lane & 2) != 0 ? m & 0xFFFF0000u : m << 16;
 }
+// The same of four rows; lane l gets row (l % 16) / 4.
+__device__ inline std::uint32_t row_largest(const Bf16x8 (&x)[4]) {
+  const int lane = threadIdx.x % 32;
+  std::uint32_t pair[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t a = halves_max(x[2 * i]), b = halves_max(x[2 * i + 1]);
+    pair[i] = max_u16x2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
+  }
+  const bool upper = (lane & 8) != 0;
+  std::uint32_t m = partner_max_u16x2(upper ? pair[1] : pair[0], upper ? pair[0] : pair[1], 8);
+#pragma unroll
+  for (int d = 4; d >= 1; d /= 2) m = partner_max_u16x2(m, m, d);
+  return (lane & 4) != 0 ? m & 0xFFFF0000u : m << 16;
+}
+__device__ inline std::uint32_t row_largest(const Float8 (&x)[4]) {
+  const int lane = threadIdx.x % 32;
+  const bool upper = (lane & 8) != 0, second = (lane & 4) != 0;
+  std::uint32_t row[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) row[i] = largest(x[i]);
+  const std::uint32_t a = partner_max(upper ? row[2] : row[0], upper ? row[0] : row[2], 8);
+  const std::uint32_t b = partner_max(upper ? row[3] : row[1], upper ? row[1] : row[3], 8);
+  std::uint32_t m = partner_max(second ? b : a, second ? a : b, 4);
+  m = partner_max(m, m, 2);
+  return partner_max(m, m, 1);
+}
 __device__ inline std::uint32_t row_largest(const Float8 (&x)[8]) {
   const int lane = threadIdx.x % 32;
   std::uint32_t row[8];
@@ -155,27 +194,29 @@ __device__ inline std::uint32_t row_largest(const Float8 (&x)[8]) {
   return partner_max(row[0], row[0], 1);
 }
 
-// Largest magnitudes of eight columns over eight rows, then over the warp's lane l and l ^ 16.
+// Largest magnitudes of eight columns over kRows rows, then over the warp's lane l and l ^ 16.
 // In shared memory a warp has a row of 128 columns: 16-bit (BF16) or 32-bit (FP32) magnitudes.
-__device__ inline void store_column_largest(const Bf16x8 (&x)[8], std::uint32_t* row) {
+template <int kRows>
+__device__ inline void store_column_largest(const Bf16x8 (&x)[kRows], std::uint32_t* row) {
   std::uint32_t m[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     m[i] = x[0].w[i] & 0x7FFF7FFFu;
 #pragma unroll
-    for (int r = 1; r < 8; ++r) m[i] = max_u16x2(m[i], x[r].w[i] & 0x7FFF7FFFu);
+    for (int r = 1; r < kRows; ++r) m[i] = max_u16x2(m[i], x[r].w[i] & 0x7FFF7FFFu);
     m[i] = partner_max_u16x2(m[i], m[i], 16);
   }
   if (threadIdx.x % 32 < 16)
     *reinterpret_cast<uint4*>(row + threadIdx.x % 16 * 4) = make_uint4(m[0], m[1], m[2], m[3]);
 }
-__device__ inline void store_column_largest(const Float8 (&x)[8], std::uint32_t* row) {
+template <int kRows>
+__device__ inline void store_column_largest(const Float8 (&x)[kRows], std::uint32_t* row) {
   std::uint32_t m[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
     m[c] = 0;
 #pragma unroll
-    for (int r = 0; r < 8; ++r) m[c] = max(m[c], numerics::float_bits(x[r].v[c]) & 0x7FFFFFFFu);
+    for (int r = 0; r < kRows; ++r) m[c] = max(m[c], magnitude(x[r].v[c]));
     m[c] = partner_max(m[c], m[c], 16);
   }
   if (threadIdx.x % 32 < 16) {

@@ -15,7 +15,7 @@ inline constexpr int kLaneCtas = 2;    // of a multiprocessor
 
 struct LaneRows {
   std::int64_t M = 0, K = 0;
-  Fp8* codes = nullptr;
+  Fp8* codes = nullptr;  // null: the source only writes what belongs to it
   float* scales = nullptr;
   bool pow2 = false;
   QuantStats* stats = nullptr;
@@ -98,6 +98,7 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
        row += std::int64_t{gridDim.x} * rows, team.turn ^= 1) {
     typename Source::Values x[kLaneEights];
     source.values(row, part, team, table, x);
+    if (out.codes == nullptr) continue;
     std::uint32_t m[kLaneEights];
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) m[i] = largest(x[i]);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
       stats.flushed += flushed(x[i], codes);
     }
   }
-  if (out.stats != nullptr) flush_stats(stats, out.stats);
+  if (out.codes != nullptr && out.stats != nullptr) flush_stats(stats, out.stats);
 }
 
 // False where rows are empty or too wide. K % 8 == 0 and every row 16-byte aligned.
@@ -142,12 +143,12 @@ bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bo
   if (out.M == 0) return true;
   out.warps = static_cast<int>(warps);
   // Few rows are spread over the multiprocessors.
-  const std::int64_t rows = std::min<std::int64_t>(
-      kLaneWarps / warps, (out.M + kMultiprocessors * kLaneCtas - 1) / (kMultiprocessors * kLaneCtas));
+  const std::int64_t rows =
+      std::min<std::int64_t>(kLaneWarps / warps, (out.M + kMultiprocessors * kLaneCtas - 1) /
+                                                     (kMultiprocessors * kLaneCtas));
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>((out.M + rows - 1) / rows, kMultiprocessors * kLaneCtas));
-  const auto kernel =
-      blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
+  const auto kernel = blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
   kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);
   LOCKSTEP_CUDA_LAUNCHED("quantize_lane_rows");
   return true;

@@ -41,18 +41,8 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
   const auto kernel =
       vector ? quantize_tiles<Source, kPass, true> : quantize_tiles<Source, kPass, false>;
   allow_shared_memory(kernel, kStage);
-  kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
+  kernel<<<grid, Source::kThreads, kStage, stream_of(ctx)>>>(source, plan);
   LOCKSTEP_CUDA_LAUNCHED("quantize_tiles");
-}
-
-// The pass that reads a source first: launch_first of a source that has more to do then.
-template <Pass kPass, typename Source>
-void launch_first_tiles(const Context& ctx, const Source& source, const TilePlan& plan,
-                        bool vector) {
-  if constexpr (requires { source.template launch_first<kPass>(ctx, plan, vector); })
-    source.template launch_first<kPass>(ctx, plan, vector);
-  else
-    launch_tiles<kPass>(ctx, source, plan, vector);
 }
 
 // Row codes and column codes of a source of M rows and kParts * K columns; either may be null, and
@@ -83,14 +73,14 @@ void quantize_source(const Context& ctx, const Source& source, std::int64_t M, s
     vector = vector && aligned16(plan.column_codes);
   }
   if ((rows != nullptr ? rows->scaling : columns->scaling) == Scaling::kBlock) {
-    launch_first_tiles<Pass::kBlocks>(ctx, source, plan, vector);
+    launch_tiles<Pass::kBlocks>(ctx, source, plan, vector);
     return;
   }
   const tensor::ArenaScope scope(*ctx.workspace);
   const std::int64_t column_count = plan.experts * width;
   if (rows != nullptr) plan.row_largest = take_largest(ctx, M);
   if (columns != nullptr) plan.column_largest = take_largest(ctx, column_count);
-  launch_first_tiles<Pass::kLargest>(ctx, source, plan, vector);
+  launch_tiles<Pass::kLargest>(ctx, source, plan, vector);
   if (rows != nullptr)
     scales_from_largest(ctx, plan.row_largest, M, pow2, plan.row_scales, stats, nullptr, 1);
   if (columns != nullptr)

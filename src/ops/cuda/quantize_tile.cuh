@@ -1,6 +1,7 @@
-// Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA of
-// 256 threads holds a tile in registers, a thread eight rows of eight neighbouring columns; the
-// column codes are turned in shared memory and leave as whole lines of 128 tokens.
+// Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA
+// holds a tile in registers, a thread eight neighbouring columns of eight rows (of four, where the
+// CTA has 512 threads, for sources that work more); the column codes are turned in shared memory
+// and leave as whole lines of 128 tokens.
 //
 // Where a scale covers more than a tile (Scaling::kRow), the same kernel runs twice: once for the
 // largest magnitudes, once for the codes.
@@ -12,26 +13,23 @@
 namespace lockstep::ops::cuda {
 
 struct TileMemory {
-  // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
-  // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
-  alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
+  union {
+    std::uint32_t largest[16][kQuantBlock];  // of each warp's rows, by column
+    // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
+    // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
+    alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
+  };
   alignas(16) float inverse[kQuantBlock];
-  // Largest magnitudes of each warp's rows, by column: 16 bits each, or 32 in place of the codes.
-  alignas(16) std::uint32_t largest[kTileThreads / 32][kQuantBlock / 2];
 };
-template <typename Values>
-__device__ inline std::uint32_t* largest_of_warp(TileMemory& memory, int warp) {
-  if constexpr (sizeof(Values) == sizeof(Bf16x8)) return memory.largest[warp];
-  return reinterpret_cast<std::uint32_t*>(memory.codes) + warp * kQuantBlock;
-}
 
-template <Pass kPass, bool kVector, typename Values>
+template <Pass kPass, bool kVector, typename Values, int kRows>
 __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile,
-                                          const Values (&x)[8], std::int64_t column, int n,
+                                          const Values (&x)[kRows], std::int64_t column, int n,
                                           std::int64_t width, ThreadStats& stats) {
-  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x) / 16 * 8;
-  const int own = first + lane % 16 / 2;  // the row whose scale this lane works out
-  const bool owner = lane % 2 == 0 && own < tile.rows;
+  constexpr int kLanes = 16 / kRows;  // that work out the scale of the same row
+  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x) / 16 * kRows;
+  const int own = first + lane % 16 / kLanes;  // the row whose scale this lane works out
+  const bool owner = lane % kLanes == 0 && own < tile.rows;
   float inverse = 1.0f;
   if constexpr (kPass == Pass::kEncode) {
     if (own < tile.rows) inverse = 1.0f / __ldg(plan.row_scales + tile.row0 + own);
@@ -48,39 +46,41 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
       if (plan.stats != nullptr) stats.count_block(amax);
     }
   }
-  const auto codes_of = [&](int i) {
-    return encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
-  };
   Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
-  std::uint32_t all_nonzero = 0x80808080u;
+  // Bit 8 - kRows + i of a byte: whether its code of row i is not zero.
+  std::uint32_t left = 0, right = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i, to += width) {
-    const uint2 codes = codes_of(i);
+  for (int i = 0; i < kRows; ++i, to += width) {
+    const uint2 codes = encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + kLanes * i));
     if (first + i < tile.rows) store_codes<kVector>(to, codes, n);
-    if (plan.stats != nullptr) all_nonzero &= nonzero_mask(codes);
+    if (plan.stats == nullptr) continue;
+    left = left >> 1 | (((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
+    right = right >> 1 | (((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
   }
-  if (plan.stats == nullptr) return;
-  if (n > 0) stats.values += min(n, 8) * min(8, max(0, tile.rows - first));
-  // Codes of zero are rare: they are looked at again only where a warp has one.
-  if (!__any_sync(kAllLanes, all_nonzero != 0x80808080u)) return;
+  if (plan.stats == nullptr || n <= 0) return;
+  const int rows = min(kRows, max(0, tile.rows - first));
+  stats.values += min(n, 8) * rows;
+  constexpr std::uint32_t kAll = (0xFFu << (8 - kRows) & 0xFFu) * 0x01010101u;
+  if ((left & right) == kAll) return;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint2 codes = codes_of(i);
-    if (first + i < tile.rows && n > 0) stats.flushed += flushed(x[i], codes);
+  for (int i = 0; i < kRows; ++i) {
+    const std::uint32_t bits = 0x01010101u << (8 - kRows + i);
+    const int nonzero = __popc(left & bits) + __popc(right & bits);
+    if (nonzero < 8 && i < rows) stats.flushed += 8 - nonzero - zeros(x[i]);
   }
 }
 
 // The scales of the tile's columns, one a thread; a barrier has to follow, behind which `inverse`
 // holds what the codes need.
-template <Pass kPass, typename Values>
+template <Pass kPass, typename Values, int kRows>
 __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile,
-                                          const Values (&x)[8], std::int64_t column0, int columns,
-                                          std::int64_t width, TileMemory& memory,
+                                          const Values (&x)[kRows], std::int64_t column0,
+                                          int columns, std::int64_t width, TileMemory& memory,
                                           ThreadStats& stats) {
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kPass != Pass::kEncode) {
-    if constexpr (sizeof(Values) != sizeof(Bf16x8)) __syncthreads();  // the codes have been read
-    store_column_largest(x, largest_of_warp<Values>(memory, thread / 32));
+    __syncthreads();  // the codes before have been read
+    store_column_largest(x, memory.largest[thread / 32]);
     __syncthreads();
   }
   if (thread >= columns) return;
@@ -91,8 +91,8 @@ __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile
   }
   std::uint32_t amax = 0;
 #pragma unroll
-  for (int w = 0; w < kTileThreads / 32; ++w)
-    amax = max(amax, load_column_largest<Values>(largest_of_warp<Values>(memory, w), thread));
+  for (int w = 0; w < kQuantBlock / (2 * kRows); ++w)
+    amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
   if constexpr (kPass == Pass::kLargest) {
     atomicMax(plan.column_largest + at, amax);
   } else {
@@ -104,16 +104,18 @@ __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile
   }
 }
 
-template <bool kVector, typename Values>
+template <bool kVector, typename Values, int kRows>
 __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
-                                             const Values (&x)[8], std::int64_t column0,
+                                             const Values (&x)[kRows], std::int64_t column0,
                                              int columns, TileMemory& memory, ThreadStats& stats) {
   const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
   const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
   // Padding gets zeros whatever its scale is.
-  const int rows = min(8, max(0, tile.rows - tr * 8));
-  const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
-  const std::uint32_t high = rows >= 8 ? 0xFFFFFFFFu : rows <= 4 ? 0u : (1u << (rows * 8 - 32)) - 1;
+  const int rows = min(kRows, max(0, tile.rows - tr * kRows));
+  const auto mask = [&](int from) {
+    return rows >= from + 4 ? 0xFFFFFFFFu : rows <= from ? 0u : (1u << ((rows - from) * 8)) - 1;
+  };
+  const std::uint32_t low = mask(0), high = mask(4);
   float inverse[8];
   *reinterpret_cast<float4*>(inverse) = *reinterpret_cast<const float4*>(memory.inverse + tc * 8);
   *reinterpret_cast<float4*>(inverse + 4) =
@@ -122,26 +124,32 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   for (int c = 0; c < 8; ++c) {
     const float inv = inverse[c];
     const auto y = [&](int r) { return value(x[r], c) * inv; };
-    const uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low,
-                         encode4(y(4), y(5), y(6), y(7)) & high};
-    *reinterpret_cast<uint2*>(&memory.codes[tc * 8 + c][(tr ^ tc) * 8]) = codes;
+    uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low, 0};
+    std::uint8_t* column = memory.codes[tc * 8 + c];
+    if constexpr (kRows == 8) {
+      codes.y = encode4(y(4), y(5), y(6), y(7)) & high;
+      *reinterpret_cast<uint2*>(column + (tr ^ tc) * 8) = codes;
+    } else {
+      *reinterpret_cast<std::uint32_t*>(column + (tr / 2 ^ tc) * 8 + tr % 2 * 4) = codes.x;
+    }
     if (!counts || tc * 8 + c >= columns) continue;
     stats.values += rows;
     if (inv != inv) continue;
 #pragma unroll
-    for (int r = 0; r < 8; ++r) stats.flushed += value(x[r], c) != 0.0f ? 1 : 0;
+    for (int r = 0; r < kRows; ++r) stats.flushed += value(x[r], c) != 0.0f ? 1 : 0;
     stats.flushed -= nonzero_codes(codes.x) + nonzero_codes(codes.y);
   }
   __syncthreads();
+  constexpr int kStep = 256 / kRows;  // columns that leave at once
   const int c = thread / 8, piece = thread % 8;
   if (piece * 16 >= tile.room) return;
   Fp8* to = plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
 #pragma unroll
-  for (int k = 0; k < 4; ++k, to += 32 * plan.column_stride) {
-    const int turn = c / 8 + 4 * k;
-    if (c + 32 * k >= columns) break;
+  for (int k = 0; k < kQuantBlock / kStep; ++k, to += kStep * plan.column_stride) {
+    const int turn = (c + kStep * k) / 8;
+    if (c + kStep * k >= columns) break;
     const uint4 w =
-        *reinterpret_cast<const uint4*>(&memory.codes[c + 32 * k][(piece ^ (turn / 2)) * 16]);
+        *reinterpret_cast<const uint4*>(&memory.codes[c + kStep * k][(piece ^ (turn / 2)) * 16]);
     store_column_codes<kVector>(to, turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w,
                                 tile.room - piece * 16);
   }
@@ -160,24 +168,29 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 // inputs of the next tile take them as soon as they are free. Where rows are not aligned, nothing
 // is fetched ahead.
 template <typename Source>
-inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16 + Source::kTableBytes;
+inline constexpr int kStageBytes =
+    Source::kInputs* kQuantBlock* kQuantBlock * 2 + Source::kTableBytes;
+// Rows of a thread.
+template <typename Source>
+inline constexpr int kTileRows = kQuantBlock * 16 / Source::kThreads;
 
 template <typename Source>
 struct Fetch {
   std::int64_t row, column;  // this thread's first
-  int rows, columns;         // rows of its eight (0 behind the last column), columns from its first
-  std::int32_t gathered[Source::kGather ? 8 : 1];
+  int rows, columns;         // rows from its first (0 behind the last column), columns likewise
+  std::int32_t gathered[Source::kGather ? kTileRows<Source> : 1];
 };
 template <typename Source>
 __device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
-  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
+  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * kTileRows<Source>;
   Fetch<Source> f;
   f.row = tile.row0 + first, f.column = tile.column0 + thread % 16 * 8;
   f.columns = tile.columns - thread % 16 * 8;
   f.rows = f.columns > 0 ? tile.rows - first : 0;
   if constexpr (Source::kGather)
 #pragma unroll
-    for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
+    for (int i = 0; i < kTileRows<Source>; ++i)
+      f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
   return f;
 }
 // One input of the thread's rows into its slots.
@@ -186,9 +199,9 @@ __device__ inline void fetch_input(const Source& source, const Fetch<Source>& f,
                                    uint4* slots) {
   const std::int64_t stride = source.stride(input);
   const Bf16* from = source.at(input, Source::kGather ? 0 : f.row, f.column);
-  uint4* to = slots + input * kTileThreads;
+  uint4* to = slots + input * Source::kThreads;
 #pragma unroll
-  for (int i = 0; i < 8; ++i, to += Source::kInputs * kTileThreads) {
+  for (int i = 0; i < kTileRows<Source>; ++i, to += Source::kInputs * Source::kThreads) {
     const Bf16* at = from;
     if constexpr (Source::kGather) at += f.gathered[i] * stride;
     if constexpr (kVector)
@@ -207,11 +220,12 @@ __device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = sh
 
 // The held input of the thread's rows.
 template <bool kVector, typename Source>
-__device__ inline void fetch_held(const Source& source, const Fetch<Source>& f, Bf16x8 (&held)[8]) {
+__device__ inline void fetch_held(const Source& source, const Fetch<Source>& f,
+                                  Bf16x8 (&held)[kTileRows<Source>]) {
   const std::int64_t stride = source.stride(Source::kInputs);
   const Bf16* from = source.at(Source::kInputs, f.row, f.column);
 #pragma unroll
-  for (int i = 0; i < 8; ++i, from += stride)
+  for (int i = 0; i < kTileRows<Source>; ++i, from += stride)
     held[i] = load8<kVector>(from, i < f.rows ? f.columns : 0);
 }
 
@@ -221,13 +235,14 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
                                      uint4* stage, TileMemory& memory, ThreadStats& stats) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
+  constexpr int kThreads = Source::kThreads, kRows = kTileRows<Source>;
   uint4* slots = stage + threadIdx.x;
-  auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
+  auto* table = reinterpret_cast<float*>(stage + kRows * kInputs * kThreads);
   const std::int64_t width = kParts * plan.K;
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
-  [[maybe_unused]] Bf16x8 held[8];
+  [[maybe_unused]] Bf16x8 held[kRows];
   const auto fetch_inputs = [&](int begin, int end) {
     for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
   };
@@ -251,7 +266,7 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
     if (more) fetch = start_fetch(source, next);
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
     // The columns' scales first: while some warps work them out, the others go on with the rows.
-    const auto quantize = [&](const Values(&x)[8], int part) {
+    const auto quantize = [&](const Values(&x)[kRows], int part) {
       const std::int64_t at = part * plan.K;
       const bool rows =
           kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
@@ -270,35 +285,33 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
                                        stats);
     };
     const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
-    Values x[8];
+    Values x[kRows];
     if constexpr (kParts == 1) {
       if constexpr (Source::kCombines) {
         const auto columns = source.template columns<kVector>(here.column, here.columns);
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          x[i] = source.template combine<kPass, kVector>(
-              slots + i * kInputs * kTileThreads, columns, table, here.row + i, here.column,
-              rows_left(i));
+        for (int i = 0; i < kRows; ++i)
+          x[i] = source.template combine<kPass, kVector>(slots + i * kInputs * kThreads, columns,
+                                                         table, here.row + i, here.column,
+                                                         rows_left(i));
       } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) read_values(slots + i * kInputs * kTileThreads, x[i]);
+        for (int i = 0; i < kRows; ++i) read_values(slots + i * kInputs * kThreads, x[i]);
       }
       if (kVector && more) fetch_inputs(0, kInputs);
       quantize(x, 0);
     } else {
       const auto columns = source.template columns<kVector>(here.column, here.columns);
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, held[i],
-                                                columns, table, here.row + i, here.column,
-                                                rows_left(i));
+      for (int i = 0; i < kRows; ++i)
+        source.template combine<kPass, kVector>(slots + i * kInputs * kThreads, held[i], columns,
+                                                table, here.row + i, here.column, rows_left(i));
       if constexpr (kVector && Source::kHeld != 0)
         if (more) fetch_held<kVector>(source, fetch, held);
 #pragma unroll 1
       for (int p = 0; p < kParts; ++p) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          read_values(slots + (i * kInputs + p) * kTileThreads, x[i]);
+        for (int i = 0; i < kRows; ++i) read_values(slots + (i * kInputs + p) * kThreads, x[i]);
         if (kVector && more) fetch_inputs(p, p + 1);
         quantize(x, p);
       }
@@ -307,7 +320,7 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
 }
 
 template <typename Source, Pass kPass, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
+__global__ void __launch_bounds__(Source::kThreads, Source::kCtas)
     quantize_tiles(const Source source, const TilePlan plan) {
   extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;

@@ -46,9 +46,9 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g) {
 }
 
 // numerics::sigmoid of every BF16 value, for kernels that work long enough to make it first: gates
-// of magnitude 1.25 * 2^-24 to 89.5, the two signs of a magnitude side by side. Below it the sigmoid
-// is 0.5 and above it 0 or 1, as at the table's ends; a NaN takes an end, and the gate itself makes
-// the product a NaN.
+// of magnitude 1.25 * 2^-24 to 89.5, the two signs of a magnitude side by side. Below it the
+// sigmoid is 0.5 and above it 0 or 1, as at the table's ends; a NaN takes an end, and the gate
+// itself makes the product a NaN.
 inline constexpr unsigned kLowestGate = 0x33A0, kHighestGate = 0x42B3;  // BF16 bits
 inline constexpr int kSigmoids = 2 * (kHighestGate - kLowestGate + 1);
 
@@ -67,13 +67,14 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g, const float* table) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // In each half, in bytes: eight a magnitude, four for the sign.
-    const std::uint32_t inside = min_u16x2(max_u16x2(g.w[i] & 0x7FFF7FFFu, kLowestGate * kPair),
-                                           kHighestGate * kPair);
-    const std::uint32_t offset =
-        (inside * 8 - 8 * kLowestGate * kPair) | (g.w[i] >> 13 & 4 * kPair);
+    const std::uint32_t inside =
+        __viaddmin_s16x2_relu(g.w[i] & 0x7FFF7FFFu, (0x10000u - kLowestGate) * kPair,
+                              (kHighestGate - kLowestGate) * kPair);
+    const std::uint32_t offsets = inside * 8 | (g.w[i] >> 13 & 4 * kPair);
+    const std::uint32_t second = offsets >> 16, first = second * 0xFFFF0000u + offsets;
     const auto* bytes = reinterpret_cast<const char*>(table);
-    s.v[2 * i] = *reinterpret_cast<const float*>(bytes + (offset & 0xFFFFu));
-    s.v[2 * i + 1] = *reinterpret_cast<const float*>(bytes + (offset >> 16));
+    s.v[2 * i] = *reinterpret_cast<const float*>(bytes + first);
+    s.v[2 * i + 1] = *reinterpret_cast<const float*>(bytes + second);
   }
   return s;
 }
