@@ -28,16 +28,19 @@ using tensor::DType;
 using tensor::Shape;
 using tensor::TensorView;
 
-// Nearly normal: the sum of four uniform bytes, from a hash of the index.
+__device__ std::uint32_t mix(std::uint32_t h) {
+  h = (h ^ (h >> 15)) * 0x2C1B3C6Du;
+  h = (h ^ (h >> 12)) * 0x297A2D39u;
+  return h ^ (h >> 15);
+}
+
+// Nearly normal: the sum of four uniform halves of words, from hashes of the index.
 __global__ void fill_random(numerics::Bf16* x, std::int64_t n, std::uint32_t seed) {
   const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
-    std::uint32_t h = static_cast<std::uint32_t>(i) * 2654435761u + seed;
-    h = (h ^ (h >> 15)) * 0x2C1B3C6Du;
-    h = (h ^ (h >> 12)) * 0x297A2D39u;
-    h ^= h >> 15;
-    const int sum = static_cast<int>((h & 255) + (h >> 8 & 255) + (h >> 16 & 255) + (h >> 24));
-    x[i] = numerics::to_bf16(static_cast<float>(sum - 510) / 147.0f);
+    const std::uint32_t a = mix(static_cast<std::uint32_t>(i) * 2654435761u + seed), b = mix(~a);
+    const std::uint32_t sum = (a & 65535) + (a >> 16) + (b & 65535) + (b >> 16);
+    x[i] = numerics::to_bf16((static_cast<float>(sum) - 131070.0f) / 37837.0f);
   }
 }
 

@@ -142,12 +142,10 @@ bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bo
   if (warps == 0 || warps > kLaneWarps) return false;
   if (out.M == 0) return true;
   out.warps = static_cast<int>(warps);
-  // Few rows are spread over the multiprocessors.
-  const std::int64_t rows =
-      std::min<std::int64_t>(kLaneWarps / warps, (out.M + kMultiprocessors * kLaneCtas - 1) /
-                                                     (kMultiprocessors * kLaneCtas));
-  const auto grid = static_cast<unsigned>(
-      std::min<std::int64_t>((out.M + rows - 1) / rows, kMultiprocessors * kLaneCtas));
+  // Many rows share a table; otherwise small CTAs, which wait for each other less.
+  const std::int64_t rows = Source::kTableBytes != 0 ? kLaneWarps / warps : warps == 1 ? 4 : 1;
+  const std::int64_t room = kLaneCtas * kLaneWarps / (warps * rows) * kMultiprocessors;
+  const auto grid = static_cast<unsigned>(std::min((out.M + rows - 1) / rows, room));
   const auto kernel = blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
   kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);
   LOCKSTEP_CUDA_LAUNCHED("quantize_lane_rows");

@@ -11,7 +11,7 @@ struct NoColumns {};
 
 struct ProductSource {
   using Values = Float8;
-  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2, kThreads = 512;
+  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2, kThreads = 256;
   static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
   const Bf16* gate_up;
@@ -60,7 +60,7 @@ struct ProductRows {
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2, kThreads = 512;
+  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2, kThreads = 256;
   static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false;
   const Bf16 *gate_up, *d_a;
