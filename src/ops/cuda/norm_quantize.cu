@@ -59,7 +59,6 @@ struct NormRows {
 struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
-  static constexpr int kThreads = 256;
   static constexpr bool kGather = false, kCombines = true;
   NormRows norm;
 
@@ -73,10 +72,10 @@ struct NormSource {
     return load8<kVector>(norm.w + column, n);
   }
   template <Pass kPass, bool kVector>
-  __device__ Bf16x8 combine(const uint4* slots, const Bf16x8& weights, const float*,
+  __device__ Bf16x8 combine(const Bf16x8 (&in)[1], const Bf16x8& weights, const float*,
                             std::int64_t row, std::int64_t column, int n) const {
     if (n <= 0) return {};
-    const Bf16x8 y = normalised8(shared8(slots), __ldg(norm.rstd + row), weights);
+    const Bf16x8 y = normalised8(in[0], __ldg(norm.rstd + row), weights);
     if (kPass != Pass::kLargest && norm.h != nullptr)
       store8<kVector>(norm.h + row * norm.D + column, y, n);
     return y;

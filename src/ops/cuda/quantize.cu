@@ -12,7 +12,6 @@ template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
-  static constexpr int kThreads = 256;
   static constexpr bool kGather = kTable, kCombines = false;
   const Bf16* x;
   const std::int32_t* token;

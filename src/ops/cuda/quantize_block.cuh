@@ -152,33 +152,6 @@ __device__ inline std::uint32_t row_largest(const Bf16x8 (&x)[8]) {
   m = partner_max_u16x2(m, m, 1);
   return (lane & 2) != 0 ? m & 0xFFFF0000u : m << 16;
 }
-// The same of four rows; lane l gets row (l % 16) / 4.
-__device__ inline std::uint32_t row_largest(const Bf16x8 (&x)[4]) {
-  const int lane = threadIdx.x % 32;
-  std::uint32_t pair[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t a = halves_max(x[2 * i]), b = halves_max(x[2 * i + 1]);
-    pair[i] = max_u16x2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
-  }
-  const bool upper = (lane & 8) != 0;
-  std::uint32_t m = partner_max_u16x2(upper ? pair[1] : pair[0], upper ? pair[0] : pair[1], 8);
-#pragma unroll
-  for (int d = 4; d >= 1; d /= 2) m = partner_max_u16x2(m, m, d);
-  return (lane & 4) != 0 ? m & 0xFFFF0000u : m << 16;
-}
-__device__ inline std::uint32_t row_largest(const Float8 (&x)[4]) {
-  const int lane = threadIdx.x % 32;
-  const bool upper = (lane & 8) != 0, second = (lane & 4) != 0;
-  std::uint32_t row[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) row[i] = largest(x[i]);
-  const std::uint32_t a = partner_max(upper ? row[2] : row[0], upper ? row[0] : row[2], 8);
-  const std::uint32_t b = partner_max(upper ? row[3] : row[1], upper ? row[1] : row[3], 8);
-  std::uint32_t m = partner_max(second ? b : a, second ? a : b, 4);
-  m = partner_max(m, m, 2);
-  return partner_max(m, m, 1);
-}
 __device__ inline std::uint32_t row_largest(const Float8 (&x)[8]) {
   const int lane = threadIdx.x % 32;
   std::uint32_t row[8];
@@ -194,29 +167,27 @@ __device__ inline std::uint32_t row_largest(const Float8 (&x)[8]) {
   return partner_max(row[0], row[0], 1);
 }
 
-// Largest magnitudes of eight columns over kRows rows, then over the warp's lane l and l ^ 16.
+// Largest magnitudes of eight columns over eight rows, then over the warp's lane l and l ^ 16.
 // In shared memory a warp has a row of 128 columns: 16-bit (BF16) or 32-bit (FP32) magnitudes.
-template <int kRows>
-__device__ inline void store_column_largest(const Bf16x8 (&x)[kRows], std::uint32_t* row) {
+__device__ inline void store_column_largest(const Bf16x8 (&x)[8], std::uint32_t* row) {
   std::uint32_t m[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     m[i] = x[0].w[i] & 0x7FFF7FFFu;
 #pragma unroll
-    for (int r = 1; r < kRows; ++r) m[i] = max_u16x2(m[i], x[r].w[i] & 0x7FFF7FFFu);
+    for (int r = 1; r < 8; ++r) m[i] = max_u16x2(m[i], x[r].w[i] & 0x7FFF7FFFu);
     m[i] = partner_max_u16x2(m[i], m[i], 16);
   }
   if (threadIdx.x % 32 < 16)
     *reinterpret_cast<uint4*>(row + threadIdx.x % 16 * 4) = make_uint4(m[0], m[1], m[2], m[3]);
 }
-template <int kRows>
-__device__ inline void store_column_largest(const Float8 (&x)[kRows], std::uint32_t* row) {
+__device__ inline void store_column_largest(const Float8 (&x)[8], std::uint32_t* row) {
   std::uint32_t m[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
     m[c] = 0;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) m[c] = max(m[c], magnitude(x[r].v[c]));
+    for (int r = 0; r < 8; ++r) m[c] = max(m[c], magnitude(x[r].v[c]));
     m[c] = partner_max(m[c], m[c], 16);
   }
   if (threadIdx.x % 32 < 16) {

@@ -82,7 +82,9 @@ __device__ inline std::uint32_t lane_block_largest(const std::uint32_t (&m)[kLan
 template <typename Source, bool kBlocks>
 __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
     quantize_lane_rows(const Source source, const LaneRows out) {
-  __shared__ RowMemory memory[kLaneWarps / 2];
+  // Without a table a CTA has one row, or rows of one warp.
+  constexpr int kTeams = Source::kTableBytes != 0 ? kLaneWarps / 2 : 1;
+  __shared__ RowMemory memory[kTeams];
   __shared__ float table[Source::kTableBytes != 0 ? Source::kTableBytes / 4 : 1];
   if constexpr (Source::kTableBytes != 0) {
     Source::fill_table(table);
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int rows = static_cast<int>(blockDim.x) / 32 / out.warps, own = warp / out.warps;
   // Barrier 0 is that of all threads.
-  RowTeam team{memory[own % (kLaneWarps / 2)], out.warps, warp % out.warps, 1 + own, 0};
+  RowTeam team{memory[own % kTeams], out.warps, warp % out.warps, 1 + own, 0};
   const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
   ThreadStats stats;
   for (std::int64_t row = std::int64_t{blockIdx.x} * rows + own; row < out.M;
@@ -145,7 +147,9 @@ bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bo
   // Many rows share a table; otherwise small CTAs, which wait for each other less.
   const std::int64_t rows = Source::kTableBytes != 0 ? kLaneWarps / warps : warps == 1 ? 4 : 1;
   const std::int64_t room = kLaneCtas * kLaneWarps / (warps * rows) * kMultiprocessors;
-  const auto grid = static_cast<unsigned>(std::min((out.M + rows - 1) / rows, room));
+  const std::int64_t turns =
+      Source::kTableBytes != 0 ? 1 : 8;  // so that the last ones end together
+  const auto grid = static_cast<unsigned>(std::min((out.M + rows - 1) / rows, turns * room));
   const auto kernel = blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
   kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);
   LOCKSTEP_CUDA_LAUNCHED("quantize_lane_rows");

@@ -41,7 +41,7 @@ void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan
   const auto kernel =
       vector ? quantize_tiles<Source, kPass, true> : quantize_tiles<Source, kPass, false>;
   allow_shared_memory(kernel, kStage);
-  kernel<<<grid, Source::kThreads, kStage, stream_of(ctx)>>>(source, plan);
+  kernel<<<grid, kTileThreads, kStage, stream_of(ctx)>>>(source, plan);
   LOCKSTEP_CUDA_LAUNCHED("quantize_tiles");
 }
 

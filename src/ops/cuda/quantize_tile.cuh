@@ -1,6 +1,6 @@
 // Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA
-// holds a tile in registers, a thread eight neighbouring columns of eight rows (of four, where the
-// CTA has 512 threads, for sources that work more); the column codes are turned in shared memory
+// of 256 threads holds a tile in registers, a thread eight neighbouring columns of eight rows; the
+// column codes are turned in shared memory
 // and leave as whole lines of 128 tokens.
 //
 // Where a scale covers more than a tile (Scaling::kRow), the same kernel runs twice: once for the
@@ -14,7 +14,7 @@ namespace lockstep::ops::cuda {
 
 struct TileMemory {
   union {
-    std::uint32_t largest[16][kQuantBlock];  // of each warp's rows, by column
+    std::uint32_t largest[kTileThreads / 32][kQuantBlock];  // of each warp's rows, by column
     // Column c's tokens in pieces of eight; piece i lies at place i ^ (c / 8), so that neither the
     // writes (a warp: 16 columns, eight apart) nor the reads (a column) meet in a bank.
     alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
@@ -22,14 +22,13 @@ struct TileMemory {
   alignas(16) float inverse[kQuantBlock];
 };
 
-template <Pass kPass, bool kVector, typename Values, int kRows>
+template <Pass kPass, bool kVector, typename Values>
 __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile,
-                                          const Values (&x)[kRows], std::int64_t column, int n,
+                                          const Values (&x)[8], std::int64_t column, int n,
                                           std::int64_t width, ThreadStats& stats) {
-  constexpr int kLanes = 16 / kRows;  // that work out the scale of the same row
-  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x) / 16 * kRows;
-  const int own = first + lane % 16 / kLanes;  // the row whose scale this lane works out
-  const bool owner = lane % kLanes == 0 && own < tile.rows;
+  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x) / 16 * 8;
+  const int own = first + lane % 16 / 2;  // the row whose scale this lane works out
+  const bool owner = lane % 2 == 0 && own < tile.rows;
   float inverse = 1.0f;
   if constexpr (kPass == Pass::kEncode) {
     if (own < tile.rows) inverse = 1.0f / __ldg(plan.row_scales + tile.row0 + own);
@@ -47,24 +46,23 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
     }
   }
   Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
-  // Bit 8 - kRows + i of a byte: whether its code of row i is not zero.
+  // Bit i of a byte: whether its code of row i is not zero.
   std::uint32_t left = 0, right = 0;
 #pragma unroll
-  for (int i = 0; i < kRows; ++i, to += width) {
-    const uint2 codes = encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + kLanes * i));
+  for (int i = 0; i < 8; ++i, to += width) {
+    const uint2 codes = encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
     if (first + i < tile.rows) store_codes<kVector>(to, codes, n);
     if (plan.stats == nullptr) continue;
     left = left >> 1 | (((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
     right = right >> 1 | (((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
   }
   if (plan.stats == nullptr || n <= 0) return;
-  const int rows = min(kRows, max(0, tile.rows - first));
+  const int rows = min(8, max(0, tile.rows - first));
   stats.values += min(n, 8) * rows;
-  constexpr std::uint32_t kAll = (0xFFu << (8 - kRows) & 0xFFu) * 0x01010101u;
-  if ((left & right) == kAll) return;
+  if ((left & right) == 0xFFFFFFFFu) return;
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const std::uint32_t bits = 0x01010101u << (8 - kRows + i);
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t bits = 0x01010101u << i;
     const int nonzero = __popc(left & bits) + __popc(right & bits);
     if (nonzero < 8 && i < rows) stats.flushed += 8 - nonzero - zeros(x[i]);
   }
@@ -72,10 +70,10 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
 
 // The scales of the tile's columns, one a thread; a barrier has to follow, behind which `inverse`
 // holds what the codes need.
-template <Pass kPass, typename Values, int kRows>
+template <Pass kPass, typename Values>
 __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile,
-                                          const Values (&x)[kRows], std::int64_t column0,
-                                          int columns, std::int64_t width, TileMemory& memory,
+                                          const Values (&x)[8], std::int64_t column0, int columns,
+                                          std::int64_t width, TileMemory& memory,
                                           ThreadStats& stats) {
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kPass != Pass::kEncode) {
@@ -91,7 +89,7 @@ __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile
   }
   std::uint32_t amax = 0;
 #pragma unroll
-  for (int w = 0; w < kQuantBlock / (2 * kRows); ++w)
+  for (int w = 0; w < kTileThreads / 32; ++w)
     amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
   if constexpr (kPass == Pass::kLargest) {
     atomicMax(plan.column_largest + at, amax);
@@ -104,14 +102,14 @@ __device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile
   }
 }
 
-template <bool kVector, typename Values, int kRows>
+template <bool kVector, typename Values>
 __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
-                                             const Values (&x)[kRows], std::int64_t column0,
+                                             const Values (&x)[8], std::int64_t column0,
                                              int columns, TileMemory& memory, ThreadStats& stats) {
   const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
   const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
   // Padding gets zeros whatever its scale is.
-  const int rows = min(kRows, max(0, tile.rows - tr * kRows));
+  const int rows = min(8, max(0, tile.rows - tr * 8));
   const auto mask = [&](int from) {
     return rows >= from + 4 ? 0xFFFFFFFFu : rows <= from ? 0u : (1u << ((rows - from) * 8)) - 1;
   };
@@ -124,32 +122,26 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   for (int c = 0; c < 8; ++c) {
     const float inv = inverse[c];
     const auto y = [&](int r) { return value(x[r], c) * inv; };
-    uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low, 0};
-    std::uint8_t* column = memory.codes[tc * 8 + c];
-    if constexpr (kRows == 8) {
-      codes.y = encode4(y(4), y(5), y(6), y(7)) & high;
-      *reinterpret_cast<uint2*>(column + (tr ^ tc) * 8) = codes;
-    } else {
-      *reinterpret_cast<std::uint32_t*>(column + (tr / 2 ^ tc) * 8 + tr % 2 * 4) = codes.x;
-    }
+    const uint2 codes = {encode4(y(0), y(1), y(2), y(3)) & low,
+                         encode4(y(4), y(5), y(6), y(7)) & high};
+    *reinterpret_cast<uint2*>(&memory.codes[tc * 8 + c][(tr ^ tc) * 8]) = codes;
     if (!counts || tc * 8 + c >= columns) continue;
     stats.values += rows;
     if (inv != inv) continue;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) stats.flushed += value(x[r], c) != 0.0f ? 1 : 0;
+    for (int r = 0; r < 8; ++r) stats.flushed += value(x[r], c) != 0.0f ? 1 : 0;
     stats.flushed -= nonzero_codes(codes.x) + nonzero_codes(codes.y);
   }
   __syncthreads();
-  constexpr int kStep = 256 / kRows;  // columns that leave at once
   const int c = thread / 8, piece = thread % 8;
   if (piece * 16 >= tile.room) return;
   Fp8* to = plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
 #pragma unroll
-  for (int k = 0; k < kQuantBlock / kStep; ++k, to += kStep * plan.column_stride) {
-    const int turn = (c + kStep * k) / 8;
-    if (c + kStep * k >= columns) break;
+  for (int k = 0; k < 4; ++k, to += 32 * plan.column_stride) {
+    const int turn = (c + 32 * k) / 8;
+    if (c + 32 * k >= columns) break;
     const uint4 w =
-        *reinterpret_cast<const uint4*>(&memory.codes[c + kStep * k][(piece ^ (turn / 2)) * 16]);
+        *reinterpret_cast<const uint4*>(&memory.codes[c + 32 * k][(piece ^ (turn / 2)) * 16]);
     store_column_codes<kVector>(to, turn % 2 != 0 ? make_uint4(w.z, w.w, w.x, w.y) : w,
                                 tile.room - piece * 16);
   }
@@ -170,87 +162,96 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 template <typename Source>
 inline constexpr int kStageBytes =
     Source::kInputs* kQuantBlock* kQuantBlock * 2 + Source::kTableBytes;
-// Rows of a thread.
-template <typename Source>
-inline constexpr int kTileRows = kQuantBlock * 16 / Source::kThreads;
 
 template <typename Source>
 struct Fetch {
   std::int64_t row, column;  // this thread's first
   int rows, columns;         // rows from its first (0 behind the last column), columns likewise
-  std::int32_t gathered[Source::kGather ? kTileRows<Source> : 1];
+  std::int32_t gathered[Source::kGather ? 8 : 1];
 };
 template <typename Source>
 __device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
-  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * kTileRows<Source>;
+  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
   Fetch<Source> f;
   f.row = tile.row0 + first, f.column = tile.column0 + thread % 16 * 8;
   f.columns = tile.columns - thread % 16 * 8;
   f.rows = f.columns > 0 ? tile.rows - first : 0;
   if constexpr (Source::kGather)
 #pragma unroll
-    for (int i = 0; i < kTileRows<Source>; ++i)
-      f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
+    for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
   return f;
 }
+// The eight at `from`, of the thread's row i, into a slot.
+template <bool kVector, typename Source>
+__device__ inline void fetch_eight(const Source& source, const Fetch<Source>& f, const Bf16* from,
+                                   int input, int i, uint4* to) {
+  if constexpr (Source::kGather) from += f.gathered[i] * source.stride(input);
+  if constexpr (kVector) {
+    // What is read once does not stay in the L2 cache; the encoding is that of createpolicy.
+    constexpr std::uint64_t kNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(i < f.rows ? 16 : 0), "l"(Source::kGather ? kNormal : kEvictFirst)
+                 : "memory");
+  } else {
+    *to = shared8(load8<false>(from, i < f.rows ? f.columns : 0));
+  }
+}
+template <typename Source>
+__device__ inline const Bf16* first_eight(const Source& source, const Fetch<Source>& f, int input) {
+  return source.at(input, Source::kGather ? 0 : f.row, f.column);
+}
+
 // One input of the thread's rows into its slots.
 template <bool kVector, typename Source>
 __device__ inline void fetch_input(const Source& source, const Fetch<Source>& f, int input,
                                    uint4* slots) {
-  const std::int64_t stride = source.stride(input);
-  const Bf16* from = source.at(input, Source::kGather ? 0 : f.row, f.column);
-  uint4* to = slots + input * Source::kThreads;
+  const Bf16* from = first_eight(source, f, input);
 #pragma unroll
-  for (int i = 0; i < kTileRows<Source>; ++i, to += Source::kInputs * Source::kThreads) {
-    const Bf16* at = from;
-    if constexpr (Source::kGather) at += f.gathered[i] * stride;
-    if constexpr (kVector)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                       static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                   "l"(at), "r"(i < f.rows ? 16 : 0)
-                   : "memory");
-    else
-      *to = shared8(load8<false>(at, i < f.rows ? f.columns : 0));
-    if constexpr (!Source::kGather) from += stride;
+  for (int i = 0; i < 8; ++i) {
+    fetch_eight<kVector>(source, f, from, input, i,
+                         slots + (i * Source::kInputs + input) * kTileThreads);
+    if constexpr (!Source::kGather) from += source.stride(input);
   }
 }
 
 __device__ inline void read_values(const uint4* slots, Bf16x8& x) { x = shared8(slots); }
 __device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = shared8(x); }
 
-// The held input of the thread's rows.
+// The held input of the thread's row i.
 template <bool kVector, typename Source>
-__device__ inline void fetch_held(const Source& source, const Fetch<Source>& f,
-                                  Bf16x8 (&held)[kTileRows<Source>]) {
-  const std::int64_t stride = source.stride(Source::kInputs);
-  const Bf16* from = source.at(Source::kInputs, f.row, f.column);
-#pragma unroll
-  for (int i = 0; i < kTileRows<Source>; ++i, from += stride)
-    held[i] = load8<kVector>(from, i < f.rows ? f.columns : 0);
+__device__ inline Bf16x8 fetch_held(const Source& source, const Fetch<Source>& f, int i) {
+  return load8<kVector>(source.at(Source::kInputs, f.row + i, f.column),
+                        i < f.rows ? f.columns : 0);
 }
 
-// The tiles of a CTA's walk.
-template <Pass kPass, bool kVector, typename Source>
-__device__ inline void quantize_walk(const Source& source, const TilePlan& plan, Walk& walk,
-                                     uint4* stage, TileMemory& memory, ThreadStats& stats) {
+template <typename Source, Pass kPass, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
+    quantize_tiles(const Source source, const TilePlan plan) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
-  constexpr int kThreads = Source::kThreads, kRows = kTileRows<Source>;
+  extern __shared__ uint4 stage[];
+  __shared__ TileMemory memory;
+  ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
-  auto* table = reinterpret_cast<float*>(stage + kRows * kInputs * kThreads);
+  auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   const std::int64_t width = kParts * plan.K;
+  Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
-  [[maybe_unused]] Bf16x8 held[kRows];
+  [[maybe_unused]] Bf16x8 held[8];
   const auto fetch_inputs = [&](int begin, int end) {
     for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
   };
-  if (more) fetch = start_fetch(source, next);
-  if (kVector && more) {
+  const auto fetch_all = [&] {
     fetch_inputs(0, kInputs);
-    if constexpr (Source::kHeld != 0) fetch_held<kVector>(source, fetch, held);
-  }
+    if constexpr (Source::kHeld != 0)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) held[i] = fetch_held<kVector>(source, fetch, i);
+  };
+  if (more) fetch = start_fetch(source, next);
+  if (kVector && more) fetch_all();
   if constexpr (Source::kTableBytes != 0) {
     Source::fill_table(table);
     __syncthreads();
@@ -258,15 +259,13 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
   while (more) {
     const Tile tile = next;
     const Fetch<Source> here = fetch;
-    if constexpr (!kVector) {
-      fetch_inputs(0, kInputs);
-      if constexpr (Source::kHeld != 0) fetch_held<kVector>(source, fetch, held);
-    }
+    if constexpr (!kVector) fetch_all();
     more = next_tile<kPass>(plan, walk, next);
     if (more) fetch = start_fetch(source, next);
+    const bool ahead = kVector && more;
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
     // The columns' scales first: while some warps work them out, the others go on with the rows.
-    const auto quantize = [&](const Values(&x)[kRows], int part) {
+    const auto quantize = [&](const Values(&x)[8], int part) {
       const std::int64_t at = part * plan.K;
       const bool rows =
           kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
@@ -284,49 +283,54 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
         quantize_tile_columns<kVector>(plan, tile, x, at + tile.column0, tile.columns, memory,
                                        stats);
     };
+    Values x[8];
     const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
-    Values x[kRows];
-    if constexpr (kParts == 1) {
-      if constexpr (Source::kCombines) {
-        const auto columns = source.template columns<kVector>(here.column, here.columns);
+    if constexpr (!Source::kCombines) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i)
-          x[i] = source.template combine<kPass, kVector>(slots + i * kInputs * kThreads, columns,
-                                                         table, here.row + i, here.column,
-                                                         rows_left(i));
-      } else {
+      for (int i = 0; i < 8; ++i) read_values(slots + i * kTileThreads, x[i]);
+      if (ahead) fetch_inputs(0, 1);
+      quantize(x, 0);
+    } else if constexpr (kParts == 1) {
+      // A row's slots are filled again once it has been read, one row ahead of its use.
+      const auto columns = source.template columns<kVector>(here.column, here.columns);
+      Bf16x8 row[2][kInputs];
+      const Bf16* from[kInputs];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) read_values(slots + i * kInputs * kThreads, x[i]);
+      for (int j = 0; j < kInputs; ++j) {
+        read_values(slots + j * kTileThreads, row[0][j]);
+        from[j] = first_eight(source, fetch, j);
       }
-      if (kVector && more) fetch_inputs(0, kInputs);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        uint4* own = slots + i * kInputs * kTileThreads;
+#pragma unroll
+        for (int j = 0; j < kInputs; ++j) {
+          if (i < 7) read_values(own + (kInputs + j) * kTileThreads, row[(i + 1) % 2][j]);
+          if (ahead) fetch_eight<kVector>(source, fetch, from[j], j, i, own + j * kTileThreads);
+          from[j] += source.stride(j);
+        }
+        x[i] = source.template combine<kPass, kVector>(row[i % 2], columns, table, here.row + i,
+                                                       here.column, rows_left(i));
+      }
       quantize(x, 0);
     } else {
       const auto columns = source.template columns<kVector>(here.column, here.columns);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i)
-        source.template combine<kPass, kVector>(slots + i * kInputs * kThreads, held[i], columns,
-                                                table, here.row + i, here.column, rows_left(i));
-      if constexpr (kVector && Source::kHeld != 0)
-        if (more) fetch_held<kVector>(source, fetch, held);
+      for (int i = 0; i < 8; ++i) {
+        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, held[i],
+                                                columns, table, here.row + i, here.column,
+                                                rows_left(i));
+        if (ahead) held[i] = fetch_held<kVector>(source, fetch, i);
+      }
 #pragma unroll 1
       for (int p = 0; p < kParts; ++p) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) read_values(slots + (i * kInputs + p) * kThreads, x[i]);
-        if (kVector && more) fetch_inputs(p, p + 1);
+        for (int i = 0; i < 8; ++i) read_values(slots + (i * kInputs + p) * kTileThreads, x[i]);
+        if (ahead) fetch_inputs(p, p + 1);
         quantize(x, p);
       }
     }
   }
-}
-
-template <typename Source, Pass kPass, bool kVector>
-__global__ void __launch_bounds__(Source::kThreads, Source::kCtas)
-    quantize_tiles(const Source source, const TilePlan plan) {
-  extern __shared__ uint4 stage[];
-  __shared__ TileMemory memory;
-  ThreadStats stats;
-  Walk walk = start_walk(plan);
-  quantize_walk<kPass, kVector>(source, plan, walk, stage, memory, stats);
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
 

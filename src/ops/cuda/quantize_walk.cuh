@@ -5,6 +5,8 @@
 
 namespace lockstep::ops::cuda {
 
+inline constexpr int kTileThreads = 256;
+
 enum class Pass {
   kBlocks,   // scales of 128 and codes, from one read
   kLargest,  // only the largest magnitudes, into row_largest and column_largest

@@ -12,7 +12,6 @@ namespace {
 struct WeightSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
-  static constexpr int kThreads = 256;
   static constexpr bool kGather = false, kCombines = false;
   const Bf16* w;
   std::int64_t K;

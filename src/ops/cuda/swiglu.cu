@@ -11,7 +11,7 @@ struct NoColumns {};
 
 struct ProductSource {
   using Values = Float8;
-  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2, kThreads = 256;
+  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2;
   static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
   const Bf16* gate_up;
@@ -28,10 +28,9 @@ struct ProductSource {
   }
   __device__ static void fill_table(float* table) { fill_sigmoids(table); }
   template <Pass kPass, bool kVector>
-  __device__ Float8 combine(const uint4* slots, NoColumns, const float* table, std::int64_t,
+  __device__ Float8 combine(const Bf16x8 (&in)[2], NoColumns, const float* table, std::int64_t,
                             std::int64_t, int) const {
-    const Bf16x8 g = shared8(slots);
-    return swiglu8(g, shared8(slots + kThreads), sigmoid8(g, table));
+    return swiglu8(in[0], in[1], sigmoid8(in[0], table));
   }
 };
 
@@ -60,9 +59,9 @@ struct ProductRows {
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2, kThreads = 256;
+  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2;
   static constexpr int kTableBytes = kSigmoids * 4;
-  static constexpr bool kGather = false;
+  static constexpr bool kGather = false, kCombines = true;
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
@@ -82,9 +81,9 @@ struct GradientSource {
                           std::int64_t row, std::int64_t column, int n) const {
     const Bf16x8 g = shared8(slots);
     const SwigluGradient d =
-        swiglu_gradient8(g, shared8(slots + kThreads), d_a8, sigmoid8(g, table));
+        swiglu_gradient8(g, shared8(slots + kTileThreads), d_a8, sigmoid8(g, table));
     write_values(slots, d.gate);
-    write_values(slots + kThreads, d.up);
+    write_values(slots + kTileThreads, d.up);
     if (kPass != Pass::kLargest && d_gate_up != nullptr) {
       const std::int64_t at = row * 2 * F + column;
       store8<kVector>(d_gate_up + at, d.gate, n);
