@@ -104,21 +104,18 @@ void rms_norm_quantize(const Context& ctx, const TensorView& x_TD, const TensorV
   LaneRows out{T, D};
   if (columns == nullptr) out = {T, D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
   const bool vector = D % 8 == 0 && norm.aligned() && aligned16(out.codes);
-  if (!vector || !launch_lane_rows(ctx, norm, out, blocks)) {
+  bool done = vector && launch_lane_rows(ctx, norm, out, blocks);
+  if (!done) {
     RowPlan plan;
     plan.M = T, plan.K = D, plan.x = norm.x, plan.delta = norm.delta, plan.w = norm.w;
-    plan.x_out = norm.x_out, plan.h = columns == nullptr ? norm.h : nullptr;
-    plan.rstd = norm.rstd, plan.eps = eps;
+    plan.x_out = norm.x_out, plan.h = norm.h, plan.rstd = norm.rstd, plan.eps = eps;
     plan.codes = out.codes, plan.scales = out.scales, plan.blocks = blocks;
     plan.pow2 = pow2, plan.stats = out.stats;
-    if (launch_rows<true>(ctx, plan, false) && columns == nullptr) return;
-    if (columns == nullptr) {
-      plan.codes = nullptr;
-      launch_rows<true>(ctx, plan, false);
-    }
-  } else if (columns == nullptr) {
-    return;
+    done = launch_rows<true>(ctx, plan);
+    plan.codes = nullptr;
+    if (!done) launch_rows<true>(ctx, plan);
   }
+  if (done && columns == nullptr) return;
   quantize_source(ctx, NormSource{norm}, T, D, segments, pow2, &rows, columns, stats);
 }
 

@@ -145,7 +145,7 @@ void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const 
     RowPlan plan;
     plan.M = M, plan.K = K, plan.x = stored.x, plan.codes = lanes.codes;
     plan.scales = lanes.scales, plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
-    if (launch_rows<false>(ctx, plan, false)) return;
+    if (launch_rows<false>(ctx, plan)) return;
   }
   const RowSource<false> source{x_MK.as<Bf16>(), nullptr, K};
   quantize_source(ctx, source, M, K, {}, pow2, &out, nullptr, stats);
