@@ -24,7 +24,7 @@ struct NormRows {
   }
 
   // The normalised values, if they are wanted; x_out, rstd and h are written on the way.
-  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam& team, const float*,
+  __device__ void values(std::int64_t row, const LanePart& part, const auto& team, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + row * D, part, y);
     if (delta != nullptr) {

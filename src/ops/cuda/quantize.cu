@@ -33,7 +33,7 @@ struct StoredRows {
   std::int64_t width;
 
   static constexpr int kTableBytes = 0;
-  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam&, const float*,
+  __device__ void values(std::int64_t row, const LanePart& part, const auto&, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + (token != nullptr ? __ldg(token + row) : row) * width, part, y);
   }

@@ -35,13 +35,18 @@ struct RowMemory {
   std::uint32_t largest[2][kLaneWarps];
 };
 
-// The warps of a row.
+// The warps of a row. kAlone: no other row with several warps is in the CTA (barriers with numbers
+// would take all sixteen, of which a multiprocessor has four times as many).
+template <bool kAlone>
 struct RowTeam {
   RowMemory& memory;
   int warps, warp, barrier, turn;
 
   __device__ void sync() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
+    if constexpr (kAlone)
+      __syncthreads();
+    else
+      asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
   }
   // add(acc): acc with this lane's values added. The same bits on every thread of the row.
   template <typename Add>
@@ -93,7 +98,7 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int rows = static_cast<int>(blockDim.x) / 32 / out.warps, own = warp / out.warps;
   // Barrier 0 is that of all threads.
-  RowTeam team{memory[own % kTeams], out.warps, warp % out.warps, 1 + own, 0};
+  RowTeam<kTeams == 1> team{memory[own % kTeams], out.warps, warp % out.warps, 1 + own, 0};
   const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
   ThreadStats stats;
   for (std::int64_t row = std::int64_t{blockIdx.x} * rows + own; row < out.M;
@@ -147,8 +152,8 @@ bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bo
   // Many rows share a table; otherwise small CTAs, which wait for each other less.
   const std::int64_t rows = Source::kTableBytes != 0 ? kLaneWarps / warps : warps == 1 ? 4 : 1;
   const std::int64_t room = kLaneCtas * kLaneWarps / (warps * rows) * kMultiprocessors;
-  const std::int64_t turns =
-      Source::kTableBytes != 0 ? 1 : 8;  // so that the last ones end together
+  // Several turns, so that the last CTAs end together, where a CTA's end costs nothing.
+  const std::int64_t turns = Source::kTableBytes != 0 || out.stats != nullptr ? 1 : 8;
   const auto grid = static_cast<unsigned>(std::min((out.M + rows - 1) / rows, turns * room));
   const auto kernel = blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
   kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);

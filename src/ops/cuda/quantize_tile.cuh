@@ -187,11 +187,9 @@ __device__ inline void fetch_eight(const Source& source, const Fetch<Source>& f,
                                    int input, int i, uint4* to) {
   if constexpr (Source::kGather) from += f.gathered[i] * source.stride(input);
   if constexpr (kVector) {
-    // What is read once does not stay in the L2 cache; the encoding is that of createpolicy.
-    constexpr std::uint64_t kNormal = 0x1000000000000000, kEvictFirst = 0x12F0000000000000;
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(i < f.rows ? 16 : 0), "l"(Source::kGather ? kNormal : kEvictFirst)
+                 "l"(from), "r"(i < f.rows ? 16 : 0)
                  : "memory");
   } else {
     *to = shared8(load8<false>(from, i < f.rows ? f.columns : 0));

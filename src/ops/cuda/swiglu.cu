@@ -45,7 +45,7 @@ struct ProductRows {
   std::int64_t F;
 
   __device__ static void fill_table(float* table) { fill_sigmoids(table); }
-  __device__ void values(std::int64_t row, const LanePart& part, const RowTeam&, const float* table,
+  __device__ void values(std::int64_t row, const LanePart& part, const auto&, const float* table,
                          Float8 (&a)[kLaneEights]) const {
     Bf16x8 g[kLaneEights], u[kLaneEights];
     load_lane_eights(gate_up + row * 2 * F, part, g);
