@@ -1,6 +1,7 @@
 // TB/s of every quantizer at model shapes, bytes read and written, beside a plain device copy in
-// the same run. What an op must move counts, not what it moves: one read of each input, one write
-// of each output.
+// the same run. Two counts: each input and output once; and what an op has to move where a tensor
+// does not fit on the chip, that is with a second read where a scale covers whole columns (or where
+// a norm is followed by columns), and a gathered row for every time it is read.
 //
 //   gpu_quantize_bench [name]     only the rows whose name holds this text
 #include <cmath>
@@ -27,16 +28,19 @@ using tensor::DType;
 using tensor::Shape;
 using tensor::TensorView;
 
-// Nearly normal: the sum of four uniform bytes, from a hash of the index.
+__device__ std::uint32_t mix(std::uint32_t h) {
+  h = (h ^ (h >> 15)) * 0x2C1B3C6Du;
+  h = (h ^ (h >> 12)) * 0x297A2D39u;
+  return h ^ (h >> 15);
+}
+
+// Nearly normal: the sum of four uniform halves of words, from hashes of the index.
 __global__ void fill_random(numerics::Bf16* x, std::int64_t n, std::uint32_t seed) {
   const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
-    std::uint32_t h = static_cast<std::uint32_t>(i) * 2654435761u + seed;
-    h = (h ^ (h >> 15)) * 0x2C1B3C6Du;
-    h = (h ^ (h >> 12)) * 0x297A2D39u;
-    h ^= h >> 15;
-    const int sum = static_cast<int>((h & 255) + (h >> 8 & 255) + (h >> 16 & 255) + (h >> 24));
-    x[i] = numerics::to_bf16(static_cast<float>(sum - 510) / 147.0f);
+    const std::uint32_t a = mix(static_cast<std::uint32_t>(i) * 2654435761u + seed), b = mix(~a);
+    const std::uint32_t sum = (a & 65535) + (a >> 16) + (b & 65535) + (b >> 16);
+    x[i] = numerics::to_bf16((static_cast<float>(sum) - 131070.0f) / 37837.0f);
   }
 }
 
@@ -68,14 +72,16 @@ struct Bench {
   bool wanted(const char* name) const { return std::strstr(name, only.c_str()) != nullptr; }
 
   template <typename Run>
-  void time(const char* name, const char* shape, double bytes, const Run& run) {
+  void time(const char* name, const char* shape, double bytes, double moved, const Run& run) {
     const Timing t = time_kernel(
         ctx, [&](int) { run(); }, 15, 3);
     const double rate = bytes / t.median * 1e-12;
     if (copy_rate == 0) copy_rate = rate;
-    std::printf("%-34s %-26s %8.1f us  %5.2f TB/s (%.2f .. %.2f)  %3.0f %% of a copy\n", name,
-                shape, t.median * 1e6, rate, bytes / t.p90 * 1e-12, bytes / t.p10 * 1e-12,
-                100 * rate / copy_rate);
+    const double moves = moved / t.median * 1e-12;
+    std::printf(
+        "%-37s %-23s %8.1f us  %5.2f TB/s once (%.2f .. %.2f)  %5.2f moved, %3.0f %% of a copy\n",
+        name, shape, t.median * 1e6, rate, bytes / t.p90 * 1e-12, bytes / t.p10 * 1e-12, moves,
+        100 * moves / copy_rate);
     std::fflush(stdout);
   }
 };
@@ -132,37 +138,40 @@ void layer(Bench& b, const LayerShape& s) {
     const bool block = scaling == Scaling::kBlock;
     const double k = block ? 1 : 0;
     const std::string kind = block ? "" : " (kRow)";
-    const auto time = [&](const std::string& name, std::int64_t width, double bytes,
+    // again: bytes that have to move beside those of every input and output once.
+    const auto time = [&](const std::string& name, std::int64_t width, double bytes, double again,
                           const auto& run) {
       if (b.wanted((name + kind).c_str()))
-        b.time((name + kind).c_str(), shape(M, width).c_str(), bytes, run);
+        b.time((name + kind).c_str(), shape(M, width).c_str(), bytes, bytes + again, run);
     };
+    const double second = block ? 0 : 1;  // a column's scale needs all of it first
     {
       const tensor::ArenaScope inner(*b.arena);
       const TensorView x = b.random({M, D});
       const Fp8Rows rows = b.rows(M, D, scaling);
       const Fp8Columns columns = b.columns(D, r.R, s.E, scaling);
-      time("quantize_rows", D, 3 * MD + k * MD_scales,
+      time("quantize_rows", D, 3 * MD + k * MD_scales, 0,
            [&] { ops::quantize_rows(b.ctx, x, false, rows, nullptr); });
-      time("quantize_rows, counted", D, 3 * MD + k * MD_scales,
+      time("quantize_rows, counted", D, 3 * MD + k * MD_scales, 0,
            [&] { ops::quantize_rows(b.ctx, x, false, rows, stats); });
-      time("quantize_columns", D, 3 * MD + k * MD_scales,
+      time("quantize_columns", D, 3 * MD + k * MD_scales, second * 2 * MD,
            [&] { ops::quantize_columns(b.ctx, x, r.segments, false, columns, nullptr); });
-      time("quantize_rows_columns", D, 4 * MD + 2 * k * MD_scales, [&] {
+      time("quantize_rows_columns", D, 4 * MD + 2 * k * MD_scales, second * 2 * MD, [&] {
         ops::quantize_rows_columns(b.ctx, x, r.segments, false, rows, columns, nullptr);
       });
-      time("quantize_rows_columns, counted", D, 4 * MD + 2 * k * MD_scales,
+      time("quantize_rows_columns, counted", D, 4 * MD + 2 * k * MD_scales, second * 2 * MD,
            [&] { ops::quantize_rows_columns(b.ctx, x, r.segments, false, rows, columns, stats); });
       // The gathered rows come from a table of T, of which each is read once from memory.
       const TensorView h = x.rows(0, s.T);
       const double table = 2.0 * s.T * D;
-      time("permute_quantize rows", D, table + MD + k * MD_scales, [&] {
+      time("permute_quantize rows", D, table + MD + k * MD_scales, 2 * MD - table, [&] {
         ops::permute_quantize(b.ctx, h, r.token_M, r.segments, false, rows, nullptr, stats);
       });
-      time("permute_quantize both", D, table + 2 * MD + 2 * k * MD_scales, [&] {
-        ops::permute_quantize(b.ctx, h, r.token_M, r.segments, false, rows, &columns, stats);
-      });
-      time("dequantize_rows", D, 3 * MD + k * MD_scales,
+      time("permute_quantize both", D, table + 2 * MD + 2 * k * MD_scales,
+           (1 + second) * 2 * MD - table, [&] {
+             ops::permute_quantize(b.ctx, h, r.token_M, r.segments, false, rows, &columns, stats);
+           });
+      time("dequantize_rows", D, 3 * MD + k * MD_scales, 0,
            [&] { ops::dequantize_rows(b.ctx, rows, x); });
     }
     const TensorView gate_up = b.random({M, 2 * F}), d_a = b.random({M, F});
@@ -172,18 +181,18 @@ void layer(Bench& b, const LayerShape& s) {
       const Fp8Rows rows = b.rows(M, F, scaling);
       const Fp8Columns columns = b.columns(F, r.R, s.E, scaling);
       if (block) {
-        time("swiglu", F, 6 * MF, [&] { ops::swiglu(b.ctx, gate_up, d_a); });
-        time("swiglu_backward", F, 10 * MF,
+        time("swiglu", F, 6 * MF, 0, [&] { ops::swiglu(b.ctx, gate_up, d_a); });
+        time("swiglu_backward", F, 10 * MF, 0,
              [&] { ops::swiglu_backward(b.ctx, gate_up, d_a, d_gate_up); });
       }
-      time("swiglu_quantize rows", F, 5 * MF + k * MF_scales,
+      time("swiglu_quantize rows", F, 5 * MF + k * MF_scales, 0,
            [&] { ops::swiglu_quantize(b.ctx, gate_up, r.segments, false, rows, nullptr, stats); });
-      time("swiglu_quantize both", F, 6 * MF + 2 * k * MF_scales,
+      time("swiglu_quantize both", F, 6 * MF + 2 * k * MF_scales, second * 4 * MF,
            [&] { ops::swiglu_quantize(b.ctx, gate_up, r.segments, false, rows, &columns, stats); });
     }
     const Fp8Rows rows = b.rows(M, 2 * F, scaling);
     const Fp8Columns columns = b.columns(2 * F, r.R, s.E, scaling);
-    time("swiglu_backward_quantize both", F, 10 * MF + 4 * k * MF_scales, [&] {
+    time("swiglu_backward_quantize both", F, 10 * MF + 4 * k * MF_scales, second * 6 * MF, [&] {
       ops::swiglu_backward_quantize(b.ctx, gate_up, d_a, r.segments, false, {}, rows, &columns,
                                     stats);
     });
@@ -209,10 +218,11 @@ void norms(Bench& b, std::int64_t T, std::int64_t D) {
     const auto time = [&](const std::string& name, double bytes, const TensorView& to,
                           const Fp8Columns* c) {
       if (b.wanted((name + kind).c_str()))
-        b.time((name + kind).c_str(), shape.c_str(), bytes, [&] {
-          ops::rms_norm_quantize(b.ctx, x, delta, w, 1e-6f, out, to, rstd, segments, false, rows, c,
-                                 nullptr);
-        });
+        b.time((name + kind).c_str(), shape.c_str(), bytes, bytes + (c != nullptr ? 2 * n : 0),
+               [&] {
+                 ops::rms_norm_quantize(b.ctx, x, delta, w, 1e-6f, out, to, rstd, segments, false,
+                                        rows, c, nullptr);
+               });
     };
     time("rms_norm_quantize rows", 7 * n + scales, {}, nullptr);
     time("rms_norm_quantize rows, h", 9 * n + scales, h, nullptr);
@@ -235,6 +245,7 @@ void weights(Bench& b, std::int64_t E, std::int64_t N, std::int64_t K) {
     const std::string name = fmt::format("quantize_weight {}", text);
     if (b.wanted(name.c_str()))
       b.time(name.c_str(), fmt::format("{} x {} x {}", E, N, K).c_str(), 4 * n,
+             (scaling == Scaling::kBlock ? 4 : 6) * n,
              [&] { ops::quantize_weight(b.ctx, w, kind, false, {}, out, out_t, nullptr); });
   }
 }
@@ -246,7 +257,7 @@ void run(const std::string& only) {
   {
     const tensor::ArenaScope scope(arena);
     const TensorView from = b.random({1 << 28}), to = b.random({1 << 28});
-    b.time("copy", "512 MiB", 2.0 * from.bytes(), [&] {
+    b.time("copy", "512 MiB", 2.0 * from.bytes(), 2.0 * from.bytes(), [&] {
       tensor::check_cuda(cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDeviceToDevice,
                                          tensor::stream_of(b.ctx)),
                          "copy");

@@ -117,13 +117,15 @@ void update_router_bias(Policy& p) {
 }
 
 // AdamW over the slab. Weights that the policy runs in FP8 blockwise get their codes in the same
-// pass; what lies between them is stepped in one piece. The other sets are quantized afterwards.
+// pass; what lies between them is stepped in one piece. The other sets are quantized afterwards,
+// and with BF16 moments all of them: there the two passes are faster (bench/gpu/adamw_bench.cpp).
 void update_weights(Policy& p, const ops::AdamwOptions& options) {
   const model::Weights& weights = *p.weights;
   model::QuantizedWeights& own = *p.quantized;
-  const bool blocks = own.precision.fp8 && own.precision.scaling() == ops::Scaling::kBlock;
+  const bool fused = own.precision.fp8 && own.precision.scaling() == ops::Scaling::kBlock &&
+                     !p.options.bf16_moments;
   const ArenaScope scratch(*p.ctx.workspace);
-  ops::QuantStats* stats = blocks ? model::begin_stats(p.ctx) : nullptr;
+  ops::QuantStats* stats = fused ? model::begin_stats(p.ctx) : nullptr;
   std::int64_t done = 0;
   const auto step_until = [&](std::int64_t end) {
     const auto part = [&](const TensorView& slab) { return slab.rows(done, end - done); };
@@ -132,7 +134,7 @@ void update_weights(Policy& p, const ops::AdamwOptions& options) {
                  part(weights.slab));
     done = end;
   };
-  for (std::size_t i = 0; blocks && i < own.fp8.size(); ++i) {
+  for (std::size_t i = 0; fused && i < own.fp8.size(); ++i) {
     if (!own.fp8[i]) continue;
     const auto part = [&](const TensorView& slab) {
       return model::param_view(weights.table, slab, static_cast<int>(i));
@@ -145,8 +147,8 @@ void update_weights(Policy& p, const ops::AdamwOptions& options) {
     done = param.offset + param.shape.count();
   }
   step_until(weights.table.count);
-  if (blocks) model::end_stats(p.ctx, stats, own);
-  model::requantize(p.ctx, *p.weights, blocks ? &own : nullptr);
+  if (fused) model::end_stats(p.ctx, stats, own);
+  model::requantize(p.ctx, *p.weights, fused ? &own : nullptr);
 }
 
 void reset_step(Policy& p) {

@@ -10,47 +10,54 @@ using NormQuantizeGpu = QuantGpuTest;
 
 TEST_F(NormQuantizeGpu, SameBytesAsTheCpu) {
   Rng rng(1);
+  std::vector<std::pair<std::vector<std::int32_t>, std::int64_t>> cases;
   for (const auto& counts : segment_cases())
-    for (const std::int64_t D : {1, 8, 127, 128, 200, 256, 264, 1000, 2048}) {
-      const SegmentPair seg = segments(counts);
-      const std::int64_t T = seg.M;
-      const Tensor x = random_normal(rng, DType::kBf16, {T, D}, 3.0),
-                   delta = random_normal(rng, DType::kBf16, {T, D}),
-                   w = random_normal(rng, DType::kBf16, {D});
-      if (T > 2)  // a row of zeros, and one that is not finite
-        for (std::int64_t d = 0; d < D; ++d) {
-          x.as<numerics::Bf16>()[d].bits = delta.as<numerics::Bf16>()[d].bits = 0;
-          if (d == D / 2) x.as<numerics::Bf16>()[2 * D + d].bits = 0x7F80;
-        }
-      const TensorView x_gpu = on_gpu(x), delta_gpu = on_gpu(delta), w_gpu = on_gpu(w);
-      for_all_modes([&](Scaling scaling, bool pow2, bool counted, const std::string& mode) {
-        const bool with_columns = mode_ % 2 == 0, with_h = mode_ % 3 != 0,
-                   residual = mode_ % 5 != 0;
-        const std::string what =
-            fmt::format("segments {} D {} {} columns {} h {} residual {}", fmt::join(counts, " "),
-                        D, mode, with_columns, with_h, residual);
-        const RowsPair row = rows(T, D, scaling);
-        const ColumnsPair column = columns(D, seg, scaling, mode_ % 3 * 128);
-        const Tensor h = cpu_output(DType::kBf16, {T, D}), out = cpu_output(DType::kBf16, {T, D}),
-                     rstd = cpu_output(DType::kFp32, {T});
-        const TensorView h_gpu = gpu_output(DType::kBf16, {T, D}),
-                         out_gpu = gpu_output(DType::kBf16, {T, D}),
-                         rstd_gpu = gpu_output(DType::kFp32, {T});
-        StatsPair s = stats(mode_ % 2 == 0);
-        rms_norm_quantize(cpu, x, residual ? delta.view() : TensorView{}, w, 1e-6f, out,
-                          with_h ? h.view() : TensorView{}, rstd, seg.cpu, pow2, row.cpu,
-                          with_columns ? &column.cpu : nullptr, counted ? &s.cpu : nullptr);
-        rms_norm_quantize(gpu, x_gpu, residual ? delta_gpu : TensorView{}, w_gpu, 1e-6f, out_gpu,
-                          with_h ? h_gpu : TensorView{}, rstd_gpu, seg.gpu, pow2, row.gpu,
-                          with_columns ? &column.gpu : nullptr, counted ? s.on_gpu() : nullptr);
-        expect_same(out, out_gpu, what + " x_out");
-        expect_same(rstd, rstd_gpu, what + " rstd");
-        expect_same(h, h_gpu, what + " h");
-        expect_same(row, what);
-        expect_same(column, what);
-        expect_same(s, what);
-      });
-    }
+    for (const std::int64_t D : {1, 8, 127, 128, 200, 256, 264, 1000, 2048})
+      cases.push_back({counts, D});
+  // Rows on several warps, and those that are too wide for them.
+  for (const std::int64_t D : {1024, 1032, 7168, 16384, 16392}) cases.push_back({{5, 3}, D});
+  cases.push_back({{4500, 1}, 1032});
+  for (const auto& [sizes, width] : cases) {
+    const std::vector<std::int32_t> counts = sizes;
+    const std::int64_t D = width;
+    const SegmentPair seg = segments(counts);
+    const std::int64_t T = seg.M;
+    const Tensor x = random_normal(rng, DType::kBf16, {T, D}, 3.0),
+                 delta = random_normal(rng, DType::kBf16, {T, D}),
+                 w = random_normal(rng, DType::kBf16, {D});
+    if (T > 2)  // a row of zeros, and one that is not finite
+      for (std::int64_t d = 0; d < D; ++d) {
+        x.as<numerics::Bf16>()[d].bits = delta.as<numerics::Bf16>()[d].bits = 0;
+        if (d == D / 2) x.as<numerics::Bf16>()[2 * D + d].bits = 0x7F80;
+      }
+    const TensorView x_gpu = on_gpu(x), delta_gpu = on_gpu(delta), w_gpu = on_gpu(w);
+    for_all_modes([&](Scaling scaling, bool pow2, bool counted, const std::string& mode) {
+      const bool with_columns = mode_ % 2 == 0, with_h = mode_ % 3 != 0, residual = mode_ % 5 != 0;
+      const std::string what =
+          fmt::format("segments {} D {} {} columns {} h {} residual {}", fmt::join(counts, " "), D,
+                      mode, with_columns, with_h, residual);
+      const RowsPair row = rows(T, D, scaling);
+      const ColumnsPair column = columns(D, seg, scaling, mode_ % 3 * 128);
+      const Tensor h = cpu_output(DType::kBf16, {T, D}), out = cpu_output(DType::kBf16, {T, D}),
+                   rstd = cpu_output(DType::kFp32, {T});
+      const TensorView h_gpu = gpu_output(DType::kBf16, {T, D}),
+                       out_gpu = gpu_output(DType::kBf16, {T, D}),
+                       rstd_gpu = gpu_output(DType::kFp32, {T});
+      StatsPair s = stats(mode_ % 2 == 0);
+      rms_norm_quantize(cpu, x, residual ? delta.view() : TensorView{}, w, 1e-6f, out,
+                        with_h ? h.view() : TensorView{}, rstd, seg.cpu, pow2, row.cpu,
+                        with_columns ? &column.cpu : nullptr, counted ? &s.cpu : nullptr);
+      rms_norm_quantize(gpu, x_gpu, residual ? delta_gpu : TensorView{}, w_gpu, 1e-6f, out_gpu,
+                        with_h ? h_gpu : TensorView{}, rstd_gpu, seg.gpu, pow2, row.gpu,
+                        with_columns ? &column.gpu : nullptr, counted ? s.on_gpu() : nullptr);
+      expect_same(out, out_gpu, what + " x_out");
+      expect_same(rstd, rstd_gpu, what + " rstd");
+      expect_same(h, h_gpu, what + " h");
+      expect_same(row, what);
+      expect_same(column, what);
+      expect_same(s, what);
+    });
+  }
 }
 
 }  // namespace

@@ -13,20 +13,27 @@ const std::vector<std::int64_t> kWidths{1, 7, 8, 16, 127, 128, 129, 136, 200, 25
 
 TEST_F(QuantizeGpu, Rows) {
   Rng rng(1);
+  std::vector<std::pair<std::int64_t, std::int64_t>> sizes;
   for (const std::int64_t M : {0, 1, 2, 37, 127, 128, 129, 300})
-    for (const std::int64_t K : kWidths) {
-      const Tensor x = varied_bf16(rng, {M, K}, K > 1);
-      const TensorView x_gpu = on_gpu(x);
-      for_all_modes([&](Scaling scaling, bool pow2, bool counted, const std::string& mode) {
-        const std::string what = fmt::format("M {} K {} {}", M, K, mode);
-        const RowsPair out = rows(M, K, scaling);
-        StatsPair s = stats(mode_ % 2 == 0);
-        quantize_rows(cpu, x, pow2, out.cpu, counted ? &s.cpu : nullptr);
-        quantize_rows(gpu, x_gpu, pow2, out.gpu, counted ? s.on_gpu() : nullptr);
-        expect_same(out, what);
-        expect_same(s, what);
-      });
-    }
+    for (const std::int64_t K : kWidths) sizes.push_back({M, K});
+  // Rows on several warps, and those that are too wide for them.
+  for (const std::int64_t K : {1024, 1032, 2048, 7168, 16384, 16392}) sizes.push_back({17, K});
+  sizes.push_back({9001, 264});
+  sizes.push_back({9001, 1032});
+  for (const auto& [rows_M, width_K] : sizes) {
+    const std::int64_t M = rows_M, K = width_K;
+    const Tensor x = varied_bf16(rng, {M, K}, K > 1);
+    const TensorView x_gpu = on_gpu(x);
+    for_all_modes([&](Scaling scaling, bool pow2, bool counted, const std::string& mode) {
+      const std::string what = fmt::format("M {} K {} {}", M, K, mode);
+      const RowsPair out = rows(M, K, scaling);
+      StatsPair s = stats(mode_ % 2 == 0);
+      quantize_rows(cpu, x, pow2, out.cpu, counted ? &s.cpu : nullptr);
+      quantize_rows(gpu, x_gpu, pow2, out.gpu, counted ? s.on_gpu() : nullptr);
+      expect_same(out, what);
+      expect_same(s, what);
+    });
+  }
 }
 
 // Every BF16 value as a block of its own, and under scales that a larger neighbour sets.
@@ -104,7 +111,7 @@ TEST_F(QuantizeGpu, PermuteQuantize) {
   Rng rng(4);
   const std::int64_t T = 61;
   for (const auto& counts : segment_cases())
-    for (const std::int64_t D : {7, 128, 200, 384}) {
+    for (const std::int64_t D : {7, 128, 200, 384, 1160}) {
       const SegmentPair seg = segments(counts);
       const Tensor h = varied_bf16(rng, {T, D}, true), token = empty(DType::kInt32, {seg.M});
       for (std::int64_t i = 0; i < seg.M; ++i)

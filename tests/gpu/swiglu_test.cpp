@@ -94,6 +94,24 @@ TEST_F(SwigluGpu, Quantize) {
     }
 }
 
+// So many that the sigmoids come from a table, rows on one warp and on several.
+TEST_F(SwigluGpu, ManyRows) {
+  Rng rng(4);
+  for (const auto& [M, F] : {std::pair<std::int64_t, std::int64_t>{10923, 768}, {4081, 2056}}) {
+    const Tensor x = activations(rng, {M, 2 * F}, true);
+    const TensorView x_gpu = on_gpu(x);
+    for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow}) {
+      const std::string what = fmt::format("M {} F {} {}", M, F, scaling == Scaling::kBlock);
+      const RowsPair row = rows(M, F, scaling);
+      StatsPair s = stats(true);
+      swiglu_quantize(cpu, x, {}, false, row.cpu, nullptr, &s.cpu);
+      swiglu_quantize(gpu, x_gpu, {}, false, row.gpu, nullptr, s.on_gpu());
+      expect_same(row, what);
+      expect_same(s, what);
+    }
+  }
+}
+
 TEST_F(SwigluGpu, BackwardQuantize) {
   Rng rng(3);
   for (const auto& counts : segment_cases())

@@ -1,8 +1,7 @@
 // AdamW with the weight's codes. A CTA walks over blocks of 128 x 128. It first steps the block, a
 // warp row by row with four neighbouring values a thread, so that every access is a whole line, and
 // leaves the new BF16 values in shared memory; then each thread takes its 8 x 8 values from there
-// and quantizes them. Rows are fetched in order, four ahead, also those of the next block while
-// this one is quantized.
+// and quantizes them, while the next block's first rows are under way.
 #include <algorithm>
 
 #include "ops/cuda/adamw_quantize.h"
@@ -13,12 +12,13 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-constexpr int kCtas = 2;   // a multiprocessor's
-constexpr int kAhead = 4;  // rows that a warp has under way
+constexpr int kCtas = 2;  // a multiprocessor's
+// Rows that a warp has under way, as many as registers hold.
+template <typename M, typename V>
+constexpr int kAhead = sizeof(M) + sizeof(V) <= 4 ? 2 : 2;
 constexpr int kWarps = kBlockThreads / 32;
 constexpr int kWarpRows = kQuantBlock / kWarps;
 constexpr int kTileBytes = kQuantBlock * kQuantBlock * 2;
-constexpr int kRingBytes = kAhead * kBlockThreads * 4 * 16;
 
 template <typename M, typename V>
 struct StepState {
@@ -42,10 +42,14 @@ struct StepRow {
 };
 
 // Four values, of which n are in the matrix. kVector: all of them are.
-template <typename T>
+template <bool kVector, typename T>
 __device__ void load4(const T* from, int n, Four<T>& to) {
+  if constexpr (kVector) {
+    to = *reinterpret_cast<const Four<T>*>(from);
+  } else {
 #pragma unroll
-  for (int c = 0; c < 4; ++c) to.x[c] = c < n ? from[c] : T{};
+    for (int c = 0; c < 4; ++c) to.x[c] = c < n ? from[c] : T{};
+  }
 }
 template <bool kVector, typename T>
 __device__ void store4(T* to, int n, const Four<T>& from) {
@@ -58,12 +62,12 @@ __device__ void store4(T* to, int n, const Four<T>& from) {
   }
 }
 
-template <typename M, typename V>
+template <bool kVector, typename M, typename V>
 __device__ void load_row(const StepState<M, V>& s, std::int64_t at, int n, StepRow<M, V>& to) {
-  load4(s.grad + at, n, to.grad);
-  load4(s.master + at, n, to.master);
-  load4(s.m + at, n, to.m);
-  load4(s.v + at, n, to.v);
+  load4<kVector>(s.grad + at, n, to.grad);
+  load4<kVector>(s.master + at, n, to.master);
+  load4<kVector>(s.m + at, n, to.m);
+  load4<kVector>(s.v + at, n, to.v);
 }
 
 // The new BF16 values.
@@ -96,70 +100,25 @@ __device__ Part part_of(const WeightBlocks& plan, const WeightBlock& b) {
           n > 0 ? b.rows - row : 0, n};
 }
 
-// What a thread has under way: its rows of this block and the next ones, in order, each in a slot
-// of its own memory (which no other thread reads, so that no barrier is needed).
-struct Ahead {
-  std::int64_t index;  // block of the next row to fetch
-  Part part;
-  int row;
-};
-
-constexpr int kSlot = 4 * kBlockThreads;  // 16-byte pieces: gradient, master, m, v of a row
-
-template <typename T>
-__device__ void copy4(const T* from, uint4* to) {
-  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  if constexpr (sizeof(T) == 4)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(from) : "memory");
-}
-
-template <typename M, typename V>
-__device__ void fetch_row(const StepState<M, V>& s, const WeightBlocks& plan, Ahead& ahead,
-                          uint4* slot) {
-  if (ahead.row < ahead.part.rows) {
-    copy4(s.grad + ahead.part.at, slot);
-    copy4(s.master + ahead.part.at, slot + kBlockThreads);
-    copy4(s.m + ahead.part.at, slot + 2 * kBlockThreads);
-    copy4(s.v + ahead.part.at, slot + 3 * kBlockThreads);
-  }
-  asm volatile("cp.async.commit_group;" ::: "memory");
-  ahead.part.at += plan.K;
-  if (++ahead.row < kWarpRows) return;
-  ahead.row = 0;
-  ahead.index += gridDim.x;
-  ahead.part.rows = 0;
-  if (ahead.index < plan.blocks) ahead.part = part_of(plan, weight_block(plan, ahead.index));
-}
-
-template <typename T>
-__device__ Four<T> shared4(const uint4* at) {
-  return *reinterpret_cast<const Four<T>*>(at);
-}
-
-// Steps a block; its new values, zeros outside the matrix, in `tile`, 128 to a row.
+// Steps a block; its new values, zeros outside the matrix, in `tile`, 128 to a row. `ring` holds
+// its first rows, and the next block's in the end.
 template <bool kVector, typename M, typename V>
-__device__ void step_block(const StepState<M, V>& s, const WeightBlocks& plan, const WeightBlock& b,
-                           Ahead& ahead, uint4* ring, uint2* tile) {
-  Part part = part_of(plan, b);
+__device__ void step_block(const StepState<M, V>& s, const WeightBlocks& plan, Part part,
+                           const Part& next, StepRow<M, V> (&ring)[kAhead<M, V>], uint2* tile) {
+  constexpr int kRing = kAhead<M, V>;
   tile += threadIdx.x / 32 * kWarpRows * 32 + threadIdx.x % 32;
 #pragma unroll 1
-  for (int i = 0; i < kWarpRows; ++i, part.at += plan.K, tile += 32) {
-    StepRow<M, V> row;
-    uint4* slot = ring + i % kAhead * kSlot;
-    if constexpr (kVector) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
-      if (i < part.rows)
-        row = {shared4<float>(slot), shared4<float>(slot + kBlockThreads),
-               shared4<M>(slot + 2 * kBlockThreads), shared4<V>(slot + 3 * kBlockThreads)};
-    } else if (i < part.rows) {
-      load_row(s, part.at, part.n, row);
+  for (int first = 0; first < kWarpRows; first += kRing) {
+    const bool last = first + kRing == kWarpRows;
+    const int rows = last ? next.rows : part.rows - first - kRing, n = last ? next.n : part.n;
+    std::int64_t from = last ? next.at : part.at + kRing * plan.K;
+#pragma unroll
+    for (int k = 0; k < kRing; ++k, part.at += plan.K, from += plan.K, tile += 32) {
+      uint2 w{};
+      if (first + k < part.rows) w = step_row<kVector>(s, part.at, part.n, ring[k]);
+      *tile = w;
+      if (k < rows) load_row<kVector>(s, from, n, ring[k]);
     }
-    uint2 w{};
-    if (i < part.rows) w = step_row<kVector>(s, part.at, part.n, row);
-    *tile = w;
-    if constexpr (kVector) fetch_row(s, plan, ahead, slot);
   }
 }
 
@@ -170,20 +129,25 @@ __global__ void __launch_bounds__(kBlockThreads, kCtas)
   __shared__ BlockMemory memory;
   ThreadStats stats;
   const int tc = static_cast<int>(threadIdx.x) % 16, tr = static_cast<int>(threadIdx.x) / 16;
-  uint4* ring = tile + kTileBytes / 16 + threadIdx.x;
+  constexpr int kRing = kAhead<M, V>;
+  StepRow<M, V> ring[kRing];
   // The grid has no more CTAs than there are blocks.
-  Ahead ahead{blockIdx.x, part_of(plan, weight_block(plan, blockIdx.x)), 0};
-  if constexpr (kVector)
-    for (int i = 0; i < kAhead; ++i) fetch_row(state, plan, ahead, ring + i * kSlot);
+  Part part = part_of(plan, weight_block(plan, blockIdx.x));
+#pragma unroll
+  for (int k = 0; k < kRing; ++k)
+    if (k < part.rows) load_row<kVector>(state, part.at + k * plan.K, part.n, ring[k]);
   int turn = 0;
   for (std::int64_t index = blockIdx.x; index < plan.blocks; index += gridDim.x, turn ^= 1) {
-    const WeightBlock b = weight_block(plan, index);
-    step_block<kVector>(state, plan, b, ahead, ring, reinterpret_cast<uint2*>(tile));
+    Part next{};
+    if (index + gridDim.x < plan.blocks)
+      next = part_of(plan, weight_block(plan, index + gridDim.x));
+    step_block<kVector>(state, plan, part, next, ring, reinterpret_cast<uint2*>(tile));
+    part = next;
     __syncthreads();
     Bf16x8 x[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = shared8(&tile[(tr * 8 + i) * 16 + tc]);
-    quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
+    quantize_weight_block<kVector>(plan, weight_block(plan, index), x, turn, memory, stats);
   }
   if (plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
@@ -200,9 +164,8 @@ void launch(const Context& ctx, const Tensors& t, const AdamwFactors& factors,
   const auto grid = static_cast<unsigned>(
       std::min<std::int64_t>(plan.blocks, std::int64_t{kMultiprocessors} * kCtas));
   const auto kernel = vector ? adamw_blocks<M, V, true> : adamw_blocks<M, V, false>;
-  const int memory = kTileBytes + (vector ? kRingBytes : 0);
-  allow_shared_memory(kernel, memory);
-  kernel<<<grid, kBlockThreads, memory, stream_of(ctx)>>>(state, plan);
+  allow_shared_memory(kernel, kTileBytes);
+  kernel<<<grid, kBlockThreads, kTileBytes, stream_of(ctx)>>>(state, plan);
   LOCKSTEP_CUDA_LAUNCHED("adamw_quantize");
 }
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "ops/cuda/quantize.h"
-#include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_lanes.cuh"
 #include "ops/cuda/quantize_row.cuh"
 
 namespace lockstep::ops::cuda {
@@ -11,7 +11,7 @@ namespace {
 template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
   static constexpr bool kGather = kTable, kCombines = false;
   const Bf16* x;
   const std::int32_t* token;
@@ -23,6 +23,20 @@ struct RowSource {
     return x + r * width + column;
   }
   __device__ std::int64_t stride(int) const { return width; }
+};
+
+// The same, a whole row at a time; token may be null.
+struct StoredRows {
+  using Values = Bf16x8;
+  const Bf16* x;
+  const std::int32_t* token;
+  std::int64_t width;
+
+  static constexpr int kTableBytes = 0;
+  __device__ void values(std::int64_t row, const LanePart& part, const auto&, const float*,
+                         Bf16x8 (&y)[kLaneEights]) const {
+    load_lane_eights(x + (token != nullptr ? __ldg(token + row) : row) * width, part, y);
+  }
 };
 
 __global__ void scales_kernel(const std::uint32_t* largest, std::int64_t n, bool pow2,
@@ -121,13 +135,17 @@ std::uint32_t* take_largest(const Context& ctx, std::int64_t n) {
 void quantize_rows(const Context& ctx, const TensorView& x_MK, bool pow2, const Fp8Rows& out,
                    QuantStats* stats) {
   const std::int64_t M = x_MK.dim(0), K = x_MK.dim(1);
-  if (out.scaling == Scaling::kRow) {
+  const bool blocks = out.scaling == Scaling::kBlock;
+  const LaneRows lanes{M, K, out.codes_MK.fp8(), out.scales.as<float>(), pow2, stats};
+  const StoredRows stored{x_MK.as<Bf16>(), nullptr, K};
+  if (K % 8 == 0 && aligned16(stored.x) && aligned16(lanes.codes) &&
+      launch_lane_rows(ctx, stored, lanes, blocks))
+    return;
+  if (!blocks) {
     RowPlan plan;
-    plan.M = M, plan.K = K, plan.x = x_MK.as<Bf16>();
-    plan.codes = out.codes_MK.fp8(), plan.scales = out.scales.as<float>();
-    plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
-    const bool vector = K % 8 == 0 && aligned16(plan.x) && aligned16(plan.codes);
-    if (launch_rows<false>(ctx, plan, vector)) return;
+    plan.M = M, plan.K = K, plan.x = stored.x, plan.codes = lanes.codes;
+    plan.scales = lanes.scales, plan.blocks = false, plan.pow2 = pow2, plan.stats = stats;
+    if (launch_rows<false>(ctx, plan)) return;
   }
   const RowSource<false> source{x_MK.as<Bf16>(), nullptr, K};
   quantize_source(ctx, source, M, K, {}, pow2, &out, nullptr, stats);
@@ -149,7 +167,14 @@ void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Seg
 void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
                       const Segments& segments, bool pow2, const Fp8Rows& rows,
                       const Fp8Columns* columns, QuantStats* stats) {
-  const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), h_TD.dim(1)};
+  const std::int64_t D = h_TD.dim(1);
+  const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), D};
+  if (columns == nullptr && D % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data) &&
+      launch_lane_rows(
+          ctx, StoredRows{source.x, source.token, D},
+          {token_M.dim(0), D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats},
+          rows.scaling == Scaling::kBlock))
+    return;
   quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
 }
 

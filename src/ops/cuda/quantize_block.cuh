@@ -28,6 +28,12 @@ __device__ inline std::uint32_t max_u16x2(std::uint32_t a, std::uint32_t b) {
   return d;
 }
 
+__device__ inline std::uint32_t min_u16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t d;
+  asm("min.u16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 __device__ inline float value(const Bf16x8& x, int c) {
   const std::uint32_t w = x.w[c / 2];
   return numerics::bits_float(c % 2 != 0 ? w & 0xFFFF0000u : w << 16);
@@ -44,22 +50,27 @@ __device__ inline std::uint32_t nonzero_mask(uint2 codes) {
          0x80808080u;
 }
 
-template <typename Values>
-__device__ __noinline__ int count_flushed(Values x, uint2 codes) {
+// How many of eight values are +-0.
+__device__ inline int zeros(const Bf16x8& x) {
+  std::uint32_t nonzero = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    nonzero = nonzero >> 1 | (((x.w[i] & 0x7FFF7FFFu) + 0x7FFF7FFFu) & 0x80008000u);
+  return 8 - __popc(nonzero);
+}
+__device__ inline int zeros(const Float8& x) {
   int n = 0;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const std::uint32_t code = (c < 4 ? codes.x : codes.y) >> (c % 4 * 8) & 0x7Fu;
-    n += code == 0 && value(x, c) != 0.0f ? 1 : 0;
-  }
+  for (int c = 0; c < 8; ++c) n += x.v[c] == 0.0f ? 1 : 0;
   return n;
 }
 
-// Values that are not zero but have a code of +-0. Such codes are rare, so that one test of all
-// eight is what it costs.
+// Values that are not zero but have a code of +-0; all have the same scale (where it is a NaN no
+// code is zero).
 template <typename Values>
 __device__ inline int flushed(const Values& x, uint2 codes) {
-  return nonzero_mask(codes) == 0x80808080u ? 0 : count_flushed(x, codes);
+  if (nonzero_mask(codes) == 0x80808080u) return 0;
+  return 8 - nonzero_codes(codes.x) - nonzero_codes(codes.y) - zeros(x);
 }
 
 // Codes of a, b, c, d; a in the lowest byte.
@@ -77,6 +88,13 @@ template <typename Values>
 __device__ inline uint2 encode8(const Values& x, float inv) {
   return {encode4(value(x, 0) * inv, value(x, 1) * inv, value(x, 2) * inv, value(x, 3) * inv),
           encode4(value(x, 4) * inv, value(x, 5) * inv, value(x, 6) * inv, value(x, 7) * inv)};
+}
+
+// |x| as bits, in the pipe of the additions: that of the integers has more to do.
+__device__ inline std::uint32_t magnitude(float x) {
+  float y;
+  asm("abs.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return numerics::float_bits(y);
 }
 
 // a in the low half.
@@ -109,7 +127,7 @@ __device__ inline std::uint32_t largest(const Bf16x8& x) {
 __device__ inline std::uint32_t largest(const Float8& x) {
   std::uint32_t m = 0;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) m = max(m, numerics::float_bits(x.v[c]) & 0x7FFFFFFFu);
+  for (int c = 0; c < 8; ++c) m = max(m, magnitude(x.v[c]));
   return m;
 }
 
@@ -169,7 +187,7 @@ __device__ inline void store_column_largest(const Float8 (&x)[8], std::uint32_t*
   for (int c = 0; c < 8; ++c) {
     m[c] = 0;
 #pragma unroll
-    for (int r = 0; r < 8; ++r) m[c] = max(m[c], numerics::float_bits(x[r].v[c]) & 0x7FFFFFFFu);
+    for (int r = 0; r < 8; ++r) m[c] = max(m[c], magnitude(x[r].v[c]));
     m[c] = partner_max(m[c], m[c], 16);
   }
   if (threadIdx.x % 32 < 16) {

@@ -1,6 +1,7 @@
-// Quantizing whole rows, one warp a row: what needs the row before its first code (the norm, or one
-// scale a row) keeps it in shared memory and reads it once from device memory. Lane l has the
-// eights of columns l, l + 32, l + 64 ..: the order of lane_sum (docs/numerics.md, section 3).
+// Quantizing whole rows of any alignment, one warp a row: what needs the row before its first code
+// (the norm, or one scale a row) keeps it in shared memory and reads it once from device memory.
+// Lane l has the eights of columns l, l + 32, l + 64 ..: the order of lane_sum (docs/numerics.md,
+// section 3).
 #pragma once
 
 #include "ops/cuda/quantize_launch.cuh"
@@ -45,18 +46,17 @@ __device__ inline Bf16x8 normalised8(const Bf16x8& x, float rstd, const Bf16x8& 
   return y;
 }
 
-template <bool kVector>
 __device__ inline void encode_row8(const RowPlan& plan, const Bf16x8& h, std::int64_t row,
                                    std::int64_t k, float inv, ThreadStats& stats) {
   const std::int64_t n = plan.K - k;
   const uint2 codes = encode8(h, inv);
-  store_codes<kVector>(plan.codes + row * plan.K + k, codes, n);
+  store_codes<false>(plan.codes + row * plan.K + k, codes, n);
   if (plan.stats == nullptr || n <= 0) return;
   stats.values += n < 8 ? static_cast<unsigned>(n) : 8u;
   stats.flushed += flushed(h, codes);
 }
 
-template <bool kNorm, bool kVector>
+template <bool kNorm>
 __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowPlan plan) {
   extern __shared__ uint4 shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
 #pragma unroll
       for (int i = 0; i < kRowBatch; ++i) {
         const std::int64_t k = (p0 + 32 * i) * 8;
-        x[i] = load8<kVector>(plan.x + row * K + k, K - k);
+        x[i] = load8<false>(plan.x + row * K + k, K - k);
         if constexpr (kNorm)
-          if (plan.delta != nullptr) d[i] = load8<kVector>(plan.delta + row * K + k, K - k);
+          if (plan.delta != nullptr) d[i] = load8<false>(plan.delta + row * K + k, K - k);
       }
 #pragma unroll
       for (int i = 0; i < kRowBatch; ++i) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
         if constexpr (kNorm) {
           if (plan.delta != nullptr) x[i] = add8(x[i], d[i]);
           if (plan.delta != nullptr || plan.x_out != plan.x)
-            store8<kVector>(plan.x_out + row * K + k, x[i], K - k);
+            store8<false>(plan.x_out + row * K + k, x[i], K - k);
 #pragma unroll
           for (int c = 0; c < 8; ++c) acc = numerics::fma(value(x[i], c), value(x[i], c), acc);
         } else {
@@ -110,13 +110,13 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
 #pragma unroll
         for (int i = 0; i < kEncodeBatch; ++i) {
           const std::int64_t k = (p0 + 32 * i) * 8;
-          h[i] = load8<kVector>(plan.w + k, K - k);
+          h[i] = load8<false>(plan.w + k, K - k);
         }
 #pragma unroll
         for (int i = 0; i < kEncodeBatch; ++i) {
           const std::int64_t p = p0 + 32 * i, k = p * 8;
           h[i] = p < pieces ? normalised8(shared8(&row_memory[p]), rstd, h[i]) : Bf16x8{};
-          if (plan.h != nullptr) store8<kVector>(plan.h + row * K + k, h[i], K - k);
+          if (plan.h != nullptr) store8<false>(plan.h + row * K + k, h[i], K - k);
           m[i] = largest(h[i]);
         }
         if (!plan.blocks) {
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
             plan.scales[k / kQuantBlock * plan.M + row] = s;
             if (plan.stats != nullptr) stats.count_block(m[i]);
           }
-          if (k < K) encode_row8<kVector>(plan, h[i], row, k, 1.0f / s, stats);
+          if (k < K) encode_row8(plan, h[i], row, k, 1.0f / s, stats);
         }
       }
       if (plan.blocks) continue;
@@ -151,18 +151,18 @@ __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowP
       if (plan.stats != nullptr) stats.count_block(amax);
     }
     for (std::int64_t p = lane; p < pieces; p += 32)
-      encode_row8<kVector>(plan, shared8(&row_memory[p]), row, p * 8, inv, stats);
+      encode_row8(plan, shared8(&row_memory[p]), row, p * 8, inv, stats);
   }
   if (plan.stats != nullptr && keeps) flush_stats(stats, plan.stats);
 }
 
 // False where a row does not fit shared memory.
 template <bool kNorm>
-bool launch_rows(const Context& ctx, const RowPlan& plan, bool vector) {
+bool launch_rows(const Context& ctx, const RowPlan& plan) {
   const std::int64_t bytes = plan.codes != nullptr ? row_memory_bytes(plan.K) : 0;
   if (bytes > 160 * 1024) return false;
   if (plan.M == 0) return true;
-  const auto kernel = vector ? quantize_whole_rows<kNorm, true> : quantize_whole_rows<kNorm, false>;
+  const auto kernel = quantize_whole_rows<kNorm>;
   allow_shared_memory(kernel, static_cast<int>(bytes));
   const std::int64_t wanted = (plan.M + kRowWarps - 1) / kRowWarps;
   const std::int64_t most = std::int64_t{kMultiprocessors} * 12;

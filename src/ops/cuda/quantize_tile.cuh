@@ -1,13 +1,14 @@
-// Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA of
-// 256 threads holds a tile in registers, a thread eight rows of eight neighbouring columns; the
-// column codes are turned in shared memory and leave as whole lines of 128 tokens.
+// Quantizing in tiles of 128 rows x 128 columns: row codes and column codes from one read. A CTA
+// of 256 threads holds a tile in registers, a thread eight neighbouring columns of eight rows; the
+// column codes are turned in shared memory
+// and leave as whole lines of 128 tokens.
 //
 // Where a scale covers more than a tile (Scaling::kRow), the same kernel runs twice: once for the
 // largest magnitudes, once for the codes.
 #pragma once
 
+#include "ops/cuda/quantize_fetch.cuh"
 #include "ops/cuda/quantize_stats.cuh"
-#include "ops/cuda/quantize_walk.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -44,65 +45,75 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
       if (plan.stats != nullptr) stats.count_block(amax);
     }
   }
-  const auto codes_of = [&](int i) {
-    return encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
-  };
   Fp8* to = plan.row_codes + (tile.row0 + first) * width + column;
-  std::uint32_t all_nonzero = 0x80808080u;
+  // Bit i of a byte: whether its code of row i is not zero.
+  std::uint32_t left = 0, right = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i, to += width) {
-    const uint2 codes = codes_of(i);
+    const uint2 codes = encode8(x[i], __shfl_sync(kAllLanes, inverse, (lane & 16) + 2 * i));
     if (first + i < tile.rows) store_codes<kVector>(to, codes, n);
-    if (plan.stats != nullptr) all_nonzero &= nonzero_mask(codes);
+    if (plan.stats == nullptr) continue;
+    left = left >> 1 | (((codes.x & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
+    right = right >> 1 | (((codes.y & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) & 0x80808080u);
   }
-  if (plan.stats == nullptr) return;
-  if (n > 0) stats.values += min(n, 8) * min(8, max(0, tile.rows - first));
-  // Codes of zero are rare: they are looked at again only where a warp has one.
-  if (!__any_sync(kAllLanes, all_nonzero != 0x80808080u)) return;
+  if (plan.stats == nullptr || n <= 0) return;
+  const int rows = min(8, max(0, tile.rows - first));
+  stats.values += min(n, 8) * rows;
+  if ((left & right) == 0xFFFFFFFFu) return;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint2 codes = codes_of(i);
-    if (first + i < tile.rows && n > 0) stats.flushed += flushed(x[i], codes);
+    const std::uint32_t bits = 0x01010101u << i;
+    const int nonzero = __popc(left & bits) + __popc(right & bits);
+    if (nonzero < 8 && i < rows) stats.flushed += 8 - nonzero - zeros(x[i]);
   }
 }
 
-template <Pass kPass, bool kVector, typename Values>
-__device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
-                                             const Values (&x)[8], std::int64_t column0,
-                                             int columns, std::int64_t width, TileMemory& memory,
-                                             ThreadStats& stats) {
-  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+// The scales of the tile's columns, one a thread; a barrier has to follow, behind which `inverse`
+// holds what the codes need.
+template <Pass kPass, typename Values>
+__device__ inline void tile_column_scales(const TilePlan& plan, const Tile& tile,
+                                          const Values (&x)[8], std::int64_t column0, int columns,
+                                          std::int64_t width, TileMemory& memory,
+                                          ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kPass != Pass::kEncode) {
     __syncthreads();  // the codes before have been read
     store_column_largest(x, memory.largest[thread / 32]);
     __syncthreads();
   }
-  const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
-  if (thread < columns) {
-    float* scale = plan.column_scales + tile.column_scale * width + column0 + thread;
-    if constexpr (kPass == Pass::kEncode) {
-      memory.inverse[thread] = 1.0f / *scale;
-    } else {
-      std::uint32_t amax = 0;
-#pragma unroll
-      for (int w = 0; w < kTileThreads / 32; ++w)
-        amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
-      if constexpr (kPass == Pass::kLargest) {
-        atomicMax(plan.column_largest + tile.column_scale * width + column0 + thread, amax);
-      } else {
-        const float s = scale_of(amax, plan.pow2);
-        *scale = s;
-        memory.inverse[thread] = 1.0f / s;
-        if (counts && tile.rows > 0) stats.count_block(amax);
-      }
-    }
+  if (thread >= columns) return;
+  const std::int64_t at = tile.column_scale * width + column0 + thread;
+  if constexpr (kPass == Pass::kEncode) {
+    memory.inverse[thread] = 1.0f / __ldg(plan.column_scales + at);
+    return;
   }
-  __syncthreads();
-  if constexpr (kPass == Pass::kLargest) return;
+  std::uint32_t amax = 0;
+#pragma unroll
+  for (int w = 0; w < kTileThreads / 32; ++w)
+    amax = max(amax, load_column_largest<Values>(memory.largest[w], thread));
+  if constexpr (kPass == Pass::kLargest) {
+    atomicMax(plan.column_largest + at, amax);
+  } else {
+    const float s = scale_of(amax, plan.pow2);
+    plan.column_scales[at] = s;
+    memory.inverse[thread] = 1.0f / s;
+    if (plan.stats != nullptr && plan.row_codes == nullptr && tile.rows > 0)
+      stats.count_block(amax);
+  }
+}
+
+template <bool kVector, typename Values>
+__device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& tile,
+                                             const Values (&x)[8], std::int64_t column0,
+                                             int columns, TileMemory& memory, ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
+  const bool counts = plan.stats != nullptr && plan.row_codes == nullptr;
   // Padding gets zeros whatever its scale is.
   const int rows = min(8, max(0, tile.rows - tr * 8));
-  const std::uint32_t low = rows >= 4 ? 0xFFFFFFFFu : (1u << (rows * 8)) - 1;
-  const std::uint32_t high = rows >= 8 ? 0xFFFFFFFFu : rows <= 4 ? 0u : (1u << (rows * 8 - 32)) - 1;
+  const auto mask = [&](int from) {
+    return rows >= from + 4 ? 0xFFFFFFFFu : rows <= from ? 0u : (1u << ((rows - from) * 8)) - 1;
+  };
+  const std::uint32_t low = mask(0), high = mask(4);
   float inverse[8];
   *reinterpret_cast<float4*>(inverse) = *reinterpret_cast<const float4*>(memory.inverse + tc * 8);
   *reinterpret_cast<float4*>(inverse + 4) =
@@ -127,7 +138,7 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   Fp8* to = plan.column_codes + tile.column_base + (column0 + c) * plan.column_stride + piece * 16;
 #pragma unroll
   for (int k = 0; k < 4; ++k, to += 32 * plan.column_stride) {
-    const int turn = c / 8 + 4 * k;
+    const int turn = (c + 32 * k) / 8;
     if (c + 32 * k >= columns) break;
     const uint4 w =
         *reinterpret_cast<const uint4*>(&memory.codes[c + 32 * k][(piece ^ (turn / 2)) * 16]);
@@ -136,122 +147,110 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   }
 }
 
-// A source gives eight neighbouring columns of a row, of each of its parts (which lie side by side,
-// K columns each, in the outputs), from kInputs eights in memory:
-//   at(input, row, column), stride(input)   where an input lies, and its next row
-//   gathered(row)                           with kGather: the row to read for it
-//   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
-//   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
-//                                           its parts, in place; it may write what belongs to them
-// Inputs and values wait in shared memory, where a thread has slots of its own; the inputs of the
-// next tile take them as soon as they are free. Where rows are not aligned, nothing is fetched
-// ahead.
-template <typename Source>
-inline constexpr int kStageBytes = 8 * Source::kInputs* kTileThreads * 16;
-
-template <typename Source>
-struct Fetch {
-  std::int64_t row, column;  // this thread's first
-  int rows, columns;         // rows of its eight (0 behind the last column), columns from its first
-  std::int32_t gathered[Source::kGather ? 8 : 1];
-};
-template <typename Source>
-__device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& tile) {
-  const int thread = static_cast<int>(threadIdx.x), first = thread / 16 * 8;
-  Fetch<Source> f;
-  f.row = tile.row0 + first, f.column = tile.column0 + thread % 16 * 8;
-  f.columns = tile.columns - thread % 16 * 8;
-  f.rows = f.columns > 0 ? tile.rows - first : 0;
-  if constexpr (Source::kGather)
-#pragma unroll
-    for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
-  return f;
-}
-// One input of the thread's rows into its slots.
-template <bool kVector, typename Source>
-__device__ inline void fetch_input(const Source& source, const Fetch<Source>& f, int input,
-                                   uint4* slots) {
-  const std::int64_t stride = source.stride(input);
-  const Bf16* from = source.at(input, Source::kGather ? 0 : f.row, f.column);
-  uint4* to = slots + input * kTileThreads;
-#pragma unroll
-  for (int i = 0; i < 8; ++i, to += Source::kInputs * kTileThreads) {
-    const Bf16* at = from;
-    if constexpr (Source::kGather) at += f.gathered[i] * stride;
-    if constexpr (kVector)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                       static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                   "l"(at), "r"(i < f.rows ? 16 : 0)
-                   : "memory");
-    else
-      *to = shared8(load8<false>(at, i < f.rows ? f.columns : 0));
-    if constexpr (!Source::kGather) from += stride;
-  }
-}
-
-__device__ inline void read_values(const uint4* slots, Bf16x8& x) { x = shared8(slots); }
-__device__ inline void read_values(const uint4* slots, Float8& x) {
-  const uint4 a = slots[0], b = slots[kTileThreads];
-  x = {{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
-        __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
-}
-__device__ inline void write_values(uint4* slots, const Bf16x8& x) { *slots = shared8(x); }
-__device__ inline void write_values(uint4* slots, const Float8& x) {
-  const auto bits = [&](int c) { return numerics::float_bits(x.v[c]); };
-  slots[0] = make_uint4(bits(0), bits(1), bits(2), bits(3));
-  slots[kTileThreads] = make_uint4(bits(4), bits(5), bits(6), bits(7));
-}
-
 template <typename Source, Pass kPass, bool kVector>
 __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     quantize_tiles(const Source source, const TilePlan plan) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
-  constexpr int kSlots = sizeof(Values) / sizeof(uint4);  // of a part
   extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;
   ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
+  auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   const std::int64_t width = kParts * plan.K;
   Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
+  [[maybe_unused]] Bf16x8 held[8];
   const auto fetch_inputs = [&](int begin, int end) {
     for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
   };
+  const auto fetch_all = [&] {
+    fetch_inputs(0, kInputs);
+    if constexpr (Source::kHeld != 0)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) held[i] = fetch_held<kVector>(source, fetch, i);
+  };
   if (more) fetch = start_fetch(source, next);
-  if (kVector && more) fetch_inputs(0, kInputs);
+  if (kVector && more) fetch_all();
+  if constexpr (Source::kTableBytes != 0) {
+    Source::fill_table(table);
+    __syncthreads();
+  }
   while (more) {
     const Tile tile = next;
     const Fetch<Source> here = fetch;
-    if constexpr (!kVector) fetch_inputs(0, kInputs);
+    if constexpr (!kVector) fetch_all();
     more = next_tile<kPass>(plan, walk, next);
     if (more) fetch = start_fetch(source, next);
+    const bool ahead = kVector && more;
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
-    if constexpr (Source::kCombines) {
-      const auto columns = source.template columns<kVector>(here.column, here.columns);
-#pragma unroll(Source::kUnroll)
-      for (int i = 0; i < 8; ++i)
-        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, columns,
-                                                here.row + i, here.column,
-                                                i < here.rows ? here.columns : 0);
-      if (kVector && more) fetch_inputs(kParts * kSlots, kInputs);
-    }
-#pragma unroll 1
-    for (int p = 0; p < kParts; ++p) {
-      Values x[8];
+    // The columns' scales first: while some warps work them out, the others go on with the rows.
+    const auto quantize = [&](const Values(&x)[8], int part) {
+      const std::int64_t at = part * plan.K;
+      const bool rows =
+          kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
+      const bool columns =
+          kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
+      if (columns)
+        tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory,
+                                  stats);
+      if (rows)
+        quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
+                                           stats);
+      if (!columns) return;
+      __syncthreads();
+      if constexpr (kPass != Pass::kLargest)
+        quantize_tile_columns<kVector>(plan, tile, x, at + tile.column0, tile.columns, memory,
+                                       stats);
+    };
+    Values x[8];
+    const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
+    if constexpr (!Source::kCombines) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        read_values(slots + (i * kInputs + p * kSlots) * kTileThreads, x[i]);
-      if (kVector && more) fetch_inputs(p * kSlots, p * kSlots + kSlots);
-      const std::int64_t at = p * plan.K + tile.column0;
-      if (kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr)
-        quantize_tile_rows<kPass, kVector>(plan, tile, x, p * plan.K + here.column, here.columns,
-                                           width, stats);
-      if (kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr)
-        quantize_tile_columns<kPass, kVector>(plan, tile, x, at, tile.columns, width, memory,
-                                              stats);
+      for (int i = 0; i < 8; ++i) read_values(slots + i * kTileThreads, x[i]);
+      if (ahead) fetch_inputs(0, 1);
+      quantize(x, 0);
+    } else if constexpr (kParts == 1) {
+      // A row's slots are filled again once it has been read, one row ahead of its use.
+      const auto columns = source.template columns<kVector>(here.column, here.columns);
+      Bf16x8 row[2][kInputs];
+      const Bf16* from[kInputs];
+#pragma unroll
+      for (int j = 0; j < kInputs; ++j) {
+        read_values(slots + j * kTileThreads, row[0][j]);
+        from[j] = first_eight(source, fetch, j);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        uint4* own = slots + i * kInputs * kTileThreads;
+#pragma unroll
+        for (int j = 0; j < kInputs; ++j) {
+          if (i < 7) read_values(own + (kInputs + j) * kTileThreads, row[(i + 1) % 2][j]);
+          if (ahead) fetch_eight<kVector>(source, fetch, from[j], j, i, own + j * kTileThreads);
+          from[j] += source.stride(j);
+        }
+        x[i] = source.template combine<kPass, kVector>(row[i % 2], columns, table, here.row + i,
+                                                       here.column, rows_left(i));
+      }
+      quantize(x, 0);
+    } else {
+      const auto columns = source.template columns<kVector>(here.column, here.columns);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, held[i],
+                                                columns, table, here.row + i, here.column,
+                                                rows_left(i));
+        if (ahead) held[i] = fetch_held<kVector>(source, fetch, i);
+      }
+#pragma unroll 1
+      for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) read_values(slots + (i * kInputs + p) * kTileThreads, x[i]);
+        if (ahead) fetch_inputs(p, p + 1);
+        quantize(x, p);
+      }
     }
   }
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);

@@ -11,7 +11,7 @@ namespace {
 // The rows of all experts, as the tile kernel reads them.
 struct WeightSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kParts = 1, kCtas = 3;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
   static constexpr bool kGather = false, kCombines = false;
   const Bf16* w;
   std::int64_t K;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
       fetch(b);
     Bf16x8 x[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) read_values(slots + i * kTileThreads, x[i]);
+    for (int i = 0; i < 8; ++i) read_values(slots + i * kBlockThreads, x[i]);
     if (kVector && index + gridDim.x < plan.blocks) fetch(weight_block(plan, index + gridDim.x));
     quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
   }

@@ -1,5 +1,5 @@
 #include "ops/cuda/quantize.h"
-#include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_lanes.cuh"
 #include "ops/cuda/swiglu.cuh"
 #include "ops/cuda/swiglu.h"
 
@@ -11,9 +11,9 @@ struct NoColumns {};
 
 struct ProductSource {
   using Values = Float8;
-  static constexpr int kInputs = 2, kParts = 1, kCtas = 2;
+  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2;
+  static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
-  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -26,18 +26,42 @@ struct ProductSource {
   __device__ NoColumns columns(std::int64_t, int) const {
     return {};
   }
+  __device__ static void fill_table(float* table) { fill_sigmoids(table); }
   template <Pass kPass, bool kVector>
-  __device__ void combine(uint4* slots, NoColumns, std::int64_t, std::int64_t, int) const {
-    write_values(slots, swiglu8(shared8(slots), shared8(slots + kTileThreads)));
+  __device__ Float8 combine(const Bf16x8 (&in)[2], NoColumns, const float* table, std::int64_t,
+                            std::int64_t, int) const {
+    return swiglu8(in[0], in[1], sigmoid8(in[0], table));
+  }
+};
+
+// The same, a whole row at a time. kTable: with the table of sigmoids, which pays from about
+// kManyProducts on.
+constexpr std::int64_t kManyProducts = 1 << 23;
+template <bool kTable>
+struct ProductRows {
+  using Values = Float8;
+  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0;
+  const Bf16* gate_up;
+  std::int64_t F;
+
+  __device__ static void fill_table(float* table) { fill_sigmoids(table); }
+  __device__ void values(std::int64_t row, const LanePart& part, const auto&, const float* table,
+                         Float8 (&a)[kLaneEights]) const {
+    Bf16x8 g[kLaneEights], u[kLaneEights];
+    load_lane_eights(gate_up + row * 2 * F, part, g);
+    load_lane_eights(gate_up + row * 2 * F + F, part, u);
+#pragma unroll
+    for (int i = 0; i < kLaneEights; ++i)
+      a[i] = swiglu8(g[i], u[i], kTable ? sigmoid8(g[i], table) : sigmoid8(g[i]));
   }
 };
 
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 3, kParts = 2, kCtas = 2;
+  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2;
+  static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
-  static constexpr int kUnroll = 1;  // rows that are combined side by side
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
@@ -51,11 +75,13 @@ struct GradientSource {
   __device__ NoColumns columns(std::int64_t, int) const {
     return {};
   }
+  __device__ static void fill_table(float* table) { fill_sigmoids(table); }
   template <Pass kPass, bool kVector>
-  __device__ void combine(uint4* slots, NoColumns, std::int64_t row, std::int64_t column,
-                          int n) const {
-    const SwigluGradient d = swiglu_gradient8(shared8(slots), shared8(slots + kTileThreads),
-                                              shared8(slots + 2 * kTileThreads));
+  __device__ void combine(uint4* slots, const Bf16x8& d_a8, NoColumns, const float* table,
+                          std::int64_t row, std::int64_t column, int n) const {
+    const Bf16x8 g = shared8(slots);
+    const SwigluGradient d =
+        swiglu_gradient8(g, shared8(slots + kTileThreads), d_a8, sigmoid8(g, table));
     write_values(slots, d.gate);
     write_values(slots + kTileThreads, d.up);
     if (kPass != Pass::kLargest && d_gate_up != nullptr) {
@@ -79,7 +105,8 @@ __global__ void __launch_bounds__(256) swiglu_kernel(const Bf16* gate_up, Bf16* 
     const std::int64_t row = i / slab.pieces, f = i % slab.pieces * 8;
     const Bf16* gate = gate_up + row * 2 * slab.F + f;
     const int n = static_cast<int>(slab.F - f);
-    const Float8 p = swiglu8(load8<kVector>(gate, n), load8<kVector>(gate + slab.F, n));
+    const Bf16x8 g = load8<kVector>(gate, n), u = load8<kVector>(gate + slab.F, n);
+    const Float8 p = swiglu8(g, u, sigmoid8(g));
     Bf16x8 out;
 #pragma unroll
     for (int c = 0; c < 8; c += 2) out.w[c / 2] = pack_bf16(p.v[c], p.v[c + 1]);
@@ -96,9 +123,9 @@ __global__ void __launch_bounds__(256)
     const std::int64_t row = i / slab.pieces, f = i % slab.pieces * 8;
     const std::int64_t at = row * 2 * slab.F + f;
     const int n = static_cast<int>(slab.F - f);
+    const Bf16x8 g = load8<kVector>(gate_up + at, n), u = load8<kVector>(gate_up + at + slab.F, n);
     const SwigluGradient d =
-        swiglu_gradient8(load8<kVector>(gate_up + at, n), load8<kVector>(gate_up + at + slab.F, n),
-                         load8<kVector>(d_a + row * slab.F + f, n));
+        swiglu_gradient8(g, u, load8<kVector>(d_a + row * slab.F + f, n), sigmoid8(g));
     store8<kVector>(d_gate_up + at, d.gate, n);
     store8<kVector>(d_gate_up + at + slab.F, d.up, n);
   }
@@ -121,6 +148,14 @@ void swiglu_quantize(const Context& ctx, const TensorView& gate_up, const Segmen
                      bool pow2, const Fp8Rows& rows, const Fp8Columns* columns, QuantStats* stats) {
   const std::int64_t M = gate_up.dim(0), F = gate_up.dim(1) / 2;
   const ProductSource source{gate_up.as<Bf16>(), F};
+  if (columns == nullptr && F % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data)) {
+    const bool blocks = rows.scaling == Scaling::kBlock;
+    const LaneRows out{M, F, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+    if (M * F < kManyProducts
+            ? launch_lane_rows(ctx, ProductRows<false>{source.gate_up, F}, out, blocks)
+            : launch_lane_rows(ctx, ProductRows<true>{source.gate_up, F}, out, blocks))
+      return;
+  }
   quantize_source(ctx, source, M, F, segments, pow2, &rows, columns, stats);
 }
 

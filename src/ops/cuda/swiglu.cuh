@@ -45,9 +45,42 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g) {
   return s;
 }
 
-// The FP32 products.
-__device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u) {
-  Float8 a = sigmoid8(g);
+// numerics::sigmoid of every BF16 value, for kernels that work long enough to make it first: gates
+// of magnitude 1.25 * 2^-24 to 89.5, the two signs of a magnitude side by side. Below it the
+// sigmoid is 0.5 and above it 0 or 1, as at the table's ends; a NaN takes an end, and the gate
+// itself makes the product a NaN.
+inline constexpr unsigned kLowestGate = 0x33A0, kHighestGate = 0x42B3;  // BF16 bits
+inline constexpr int kSigmoids = 2 * (kHighestGate - kLowestGate + 1);
+
+// Every thread of the CTA calls it; a barrier has to follow.
+__device__ inline void fill_sigmoids(float* table) {
+  for (int i = static_cast<int>(threadIdx.x); i < kSigmoids; i += static_cast<int>(blockDim.x)) {
+    const unsigned bits = (kLowestGate + i / 2) | (i % 2 != 0 ? 0x8000u : 0u);
+    table[i] = numerics::sigmoid(numerics::bits_float(bits << 16));
+  }
+}
+
+// Sigmoids of eight gates from the table.
+__device__ inline Float8 sigmoid8(const Bf16x8& g, const float* table) {
+  constexpr std::uint32_t kPair = 0x00010001u;
+  Float8 s;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // In each half, in bytes: eight a magnitude, four for the sign.
+    const std::uint32_t inside =
+        __viaddmin_s16x2_relu(g.w[i] & 0x7FFF7FFFu, (0x10000u - kLowestGate) * kPair,
+                              (kHighestGate - kLowestGate) * kPair);
+    const std::uint32_t offsets = inside * 8 | (g.w[i] >> 13 & 4 * kPair);
+    const std::uint32_t second = offsets >> 16, first = second * 0xFFFF0000u + offsets;
+    const auto* bytes = reinterpret_cast<const char*>(table);
+    s.v[2 * i] = *reinterpret_cast<const float*>(bytes + first);
+    s.v[2 * i + 1] = *reinterpret_cast<const float*>(bytes + second);
+  }
+  return s;
+}
+
+// The FP32 products, from the gates' sigmoids.
+__device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u, Float8 a) {
 #pragma unroll
   for (int c = 0; c < 8; ++c) a.v[c] = (value(g, c) * a.v[c]) * value(u, c);
   return a;
@@ -56,9 +89,9 @@ __device__ inline Float8 swiglu8(const Bf16x8& g, const Bf16x8& u) {
 struct SwigluGradient {
   Bf16x8 gate, up;
 };
+// s: the gates' sigmoids.
 __device__ inline SwigluGradient swiglu_gradient8(const Bf16x8& g8, const Bf16x8& u8,
-                                                  const Bf16x8& d8) {
-  const Float8 s = sigmoid8(g8);
+                                                  const Bf16x8& d8, const Float8& s) {
   SwigluGradient out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
