@@ -37,7 +37,9 @@ struct ScoreGolden : TinyRunTest, testing::WithParamInterface<const char*> {
         model::expect_golden_gap(golden, here, fp8 ? model::fp8_noise(c) : model::bf16_noise(c));
     std::printf("score, %s, %s: %s\n", folder.filename().c_str(), fp8 ? "fp8" : "bf16",
                 gap.text().c_str());
-    if (!fp8) EXPECT_LE(10 * static_cast<std::int64_t>(gap.flips.size()), gap.choices);
+    if (!fp8) {
+      EXPECT_LE(10 * static_cast<std::int64_t>(gap.flips.size()), gap.choices);
+    }
 
     // The log-probabilities of the output are those of the logits.
     std::ifstream in(dir / "scores.jsonl");
