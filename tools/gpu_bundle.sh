@@ -8,7 +8,7 @@ set -euo pipefail
 
 build=$1
 bundle=$2
-limit_mib=60
+limit_mib=80
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 binaries=("$build/lockstep" "$build/tests/lockstep_gpu_test" "$build/tests/lockstep_device_test")
@@ -39,10 +39,11 @@ ldd "${binaries[@]}" | sed -n 's/.* => \(\/[^ ]*\) (.*/\1/p' | sort -u |
 mkdir -p "$bundle/models"
 cp -r "$source/configs" "$bundle/"
 cp -r "$source/models/demo" "$bundle/models/"
+cp "$source/tools/gpu_sanitize.sh" "$source/tools/gpu_repeat.sh" "$bundle/"
 
 cat >"$bundle/run.sh" <<'END'
 #!/usr/bin/env bash
-# run.sh doctor | test [gtest options] | bench [NAME] | lockstep VERB ...   (needs an H100 or H200)
+# run.sh doctor | test [gtest options] | sanitize [options] | repeat [options] | bench [NAME] | lockstep VERB ...   (needs an H100 or H200)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -58,6 +59,8 @@ case $what in
     bin/lockstep_gpu_test "$@" || exit $?
     if [[ $device != 0 && $device != 77 ]]; then exit "$device"; fi  # 77: no GPU, skipped
     ;;
+  sanitize) exec ./gpu_sanitize.sh bin/lockstep_gpu_test "$@" ;;
+  repeat) exec ./gpu_repeat.sh bin/lockstep bin/lockstep_gpu_test "$@" ;;
   bench)
     for bench in bin/gpu_*"${1:-}"*_bench; do
       echo "$bench"

@@ -4,10 +4,11 @@
 // bytes with that of another one before it is timed.
 //
 // gpu_gemm_bench [shapes=TEXT,..] [plans=NAME,..|auto] [samples=N] [inner=N] [cublas=PATH]
-// [scaling=block|row] [pause=MS]
+// [scaling=block|row] [pause=MS] [zero=1]
 //
 // Under this load the GPU runs at its power limit, and its clock follows the last tenths of a
-// second: every measurement starts after a pause.
+// second: every measurement starts after a pause. MHz: the clock in the 50 us after the last
+// product; it is lower while products run. zero=1: all codes 0, which draw less power.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -105,6 +106,31 @@ __global__ void count_different(const std::uint32_t* a, const std::uint32_t* b, 
   if (mine != 0) atomicAdd(count, mine);
 }
 
+// Cycles in 50 us.
+__global__ void count_cycles(long long* cycles) {
+  const auto now = [] {
+    unsigned long long t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+  };
+  unsigned long long from = now(), to = now();
+  while (to == from) from = to, to = now();
+  const long long start = clock64();
+  from = to;
+  while (to - from < 50000) to = now();
+  *cycles = (clock64() - start) * 50000 / static_cast<long long>(to - from);
+}
+
+// The clock of the multiprocessors after what the stream holds.
+double clock_rate(const Context& ctx) {
+  const Tensor cycles(Device::kCuda, DType::kInt64, {1});
+  count_cycles<<<1, 1, 0, tensor::stream_of(ctx)>>>(
+      reinterpret_cast<long long*>(cycles.as<std::int64_t>()));
+  std::int64_t count = 0;
+  tensor::download(ctx, cycles, &count);
+  return static_cast<double>(count) / 50e-6;
+}
+
 std::vector<std::int32_t> route(const Shape& s) {
   std::mt19937_64 rng(7);
   std::gamma_distribution<double> gamma(4.0, 1.0);
@@ -121,7 +147,7 @@ std::vector<std::int32_t> route(const Shape& s) {
 
 struct Options {
   std::string shapes, plans = "auto", cublas, scaling = "block";
-  int samples = 20, inner = 3, pause = 400;
+  int samples = 20, inner = 3, pause = 400, zero = 0;
 };
 
 std::vector<std::string> split(const std::string& text) {
@@ -152,12 +178,13 @@ void force_plan(const std::string& plan) {
     setenv("LOCKSTEP_PLAN", plan.c_str(), 1);
 }
 
-void print(const Shape& s, const char* what, const Timing& t, double reference) {
+void print(const Shape& s, const char* what, const Timing& t, double reference, double clock) {
   const double flops = 2.0 * static_cast<double>(s.rows) * static_cast<double>(s.N * s.K);
   const double weights = static_cast<double>(s.E * s.N * s.K);
-  std::printf("%-25s %-12s %9.1f us  p10 %9.1f  p90 %9.1f  %7.0f TFLOPS  %5.2f TB/s of weights",
-              s.name, what, t.median * 1e6, t.p10 * 1e6, t.p90 * 1e6, flops / t.median * 1e-12,
-              weights / t.median * 1e-12);
+  std::printf(
+      "%-25s %-12s %9.1f us  p10 %9.1f  p90 %9.1f  %7.0f TFLOPS  %4.0f MHz  %5.2f TB/s of weights",
+      s.name, what, t.median * 1e6, t.p10 * 1e6, t.p90 * 1e6, flops / t.median * 1e-12,
+      clock * 1e-6, weights / t.median * 1e-12);
   if (reference > 0) std::printf("  x%.2f", reference / t.median);
   std::printf("\n");
   std::fflush(stdout);
@@ -182,6 +209,7 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
     fill_block<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(G)), 512, 0, stream>>>(
         b.view().fp8() + e * s.N * s.K, sb.as<float>() + e * blocks * G, s.N, s.K, 128, G, 1,
         static_cast<std::uint64_t>(e + 1) << 40);
+  if (options.zero) tensor::fill_bytes(ctx, a, 0), tensor::fill_bytes(ctx, b, 0);
   tensor::synchronize(ctx);
 
   double reference = 0;
@@ -196,8 +224,9 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
       const Timing t = time_kernel(
           ctx, [&](int) { cublas.run(a.view().data, b.view().data, d.view().data, stream); },
           options.samples, options.inner);
+      cublas.run(a.view().data, b.view().data, d.view().data, stream);
       if (scales == Scales::kBlock) reference = t.median;
-      print(s, name, t, reference);
+      print(s, name, t, reference, clock_rate(ctx));
     };
     time(Scales::kBlock, "cublas-block");
     if (s.E * blocks * G >= s.N) time(Scales::kRow, "cublas-row");
@@ -220,7 +249,7 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
     tensor::fill_bytes(ctx, count, 0);
     force_plan(plan);
     product(d);
-    force_plan(plan == "128x128" ? "256x128" : "128x128");
+    force_plan(plan == "128x128" ? "128x256" : "128x128");
     product(check);
     count_different<<<1024, 256, 0, stream>>>(static_cast<const std::uint32_t*>(d.view().data),
                                               static_cast<const std::uint32_t*>(check.view().data),
@@ -238,7 +267,8 @@ void run(const Context& ctx, CublasLt& cublas, const Shape& s, const Options& op
     const bool decode = s.even;
     const Timing t = time_kernel(
         ctx, [&](int) { product(d); }, options.samples, decode ? 4 * options.inner : options.inner);
-    print(s, plan.c_str(), t, reference);
+    product(d);
+    print(s, plan.c_str(), t, reference, clock_rate(ctx));
   }
 }
 
@@ -248,8 +278,10 @@ int main_of(int argc, char** argv) {
                                                      {"plans", &options.plans},
                                                      {"cublas", &options.cublas},
                                                      {"scaling", &options.scaling}};
-  const std::map<std::string, int*> numbers = {
-      {"samples", &options.samples}, {"inner", &options.inner}, {"pause", &options.pause}};
+  const std::map<std::string, int*> numbers = {{"samples", &options.samples},
+                                               {"inner", &options.inner},
+                                               {"pause", &options.pause},
+                                               {"zero", &options.zero}};
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i], key = argument.substr(0, argument.find('='));
     const std::string value = argument.substr(std::min(argument.size(), key.size() + 1));

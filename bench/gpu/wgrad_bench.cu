@@ -1,12 +1,14 @@
 // Weight gradients of expert GEMMs (E experts, rows routed by a Dirichlet(4) draw), FP8 and BF16,
 // written and accumulated in FP32, with cuBLASLt (one product an expert) beside them. TFLOPS on
 // true rows.
-//   gpu_wgrad_bench [path of libcublasLt]
+//   gpu_wgrad_bench [path of libcublasLt] [part of the names of shapes]
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "cublaslt_product.h"
 #include "gpu_bench.h"
@@ -109,6 +111,14 @@ double probe_error(const Context& ctx, const Probe& p) {
   return std::sqrt(difference / size);
 }
 
+// The card is warm after a measurement and its clock low: each starts after a pause.
+Timing time_rested(const Context& ctx, const std::function<void(int)>& run, int samples,
+                   int inner) {
+  tensor::check_cuda(cudaStreamSynchronize(tensor::stream_of(ctx)), "cudaStreamSynchronize");
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+  return time_kernel(ctx, run, samples, inner);
+}
+
 void print(const Case& c, const std::string& what, const Timing& t, double error) {
   const double flops = 2.0 * static_cast<double>(c.s.rows * c.s.N * c.s.K);
   std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f)", c.s.name, what.c_str(),
@@ -158,7 +168,7 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
               x.scales.as<float>(), c.d_ENK.as<float>(), c.offsets_E1.as<std::int32_t>(),
               c.padded_E1.as<std::int32_t>(), c.s.E, c.s.N, c.s.K, R, true});
     print(c, std::string("FP8 block") + (accumulate ? " +=" : " ="),
-          time_kernel(
+          time_rested(
               ctx, [&](int) { once(accumulate); }, samples, 2),
           error);
   }
@@ -170,7 +180,7 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
     const ops::Fp8Columns rdy{dy.codes, sdy, ops::Scaling::kRow},
         rx{x.codes, sx, ops::Scaling::kRow};
     print(c, "FP8 row +=",
-          time_kernel(
+          time_rested(
               ctx, [&](int) { ops::fp8_weight_gradient(ctx, rdy, rx, segments, true, c.d_ENK); },
               samples, 2),
           -1);
@@ -185,7 +195,7 @@ void run_fp8(const Context& ctx, const CublasLibrary& blas, const Case& c, int s
   }
   if (!found) return;
   print(c, "cuBLASLt FP8 +=",
-        time_kernel(
+        time_rested(
             ctx,
             [&](int) {
               for (std::size_t e = 0; e < products.size(); ++e)
@@ -213,7 +223,7 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
         probe_error(ctx, {dy.view().data, x.view().data, nullptr, nullptr, c.d_ENK.as<float>(),
                           c.offsets_E1.as<std::int32_t>(), nullptr, c.s.E, c.s.N, c.s.K, 0, false});
     print(c, std::string("BF16") + (accumulate ? " +=" : " ="),
-          time_kernel(
+          time_rested(
               ctx, [&](int) { once(accumulate); }, samples, 2),
           error);
   }
@@ -227,7 +237,7 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
   }
   if (!found) return;
   print(c, "cuBLASLt BF16 +=",
-        time_kernel(
+        time_rested(
             ctx,
             [&](int) {
               for (std::size_t e = 0; e < products.size(); ++e)
@@ -240,7 +250,7 @@ void run_bf16(const Context& ctx, const CublasLibrary& blas, const Case& c, int 
         -1);
 }
 
-void run(const char* cublas_path) {
+void run(const char* cublas_path, const std::string& shapes) {
   tensor::Arena arena(Device::kCuda);
   const Context ctx = tensor::cuda_context(arena);
   const CublasLibrary blas(cublas_path);
@@ -250,6 +260,7 @@ void run(const char* cublas_path) {
         Shape{"qwen3-30b gate_up", 128, 131072, 1536, 2048},
         Shape{"qwen3-30b down", 128, 131072, 2048, 768}, Shape{"scout", 16, 16384, 8192, 5120},
         Shape{"head", 1, 1024, 151936, 2048}}) {
+    if (std::string(s.name).find(shapes) == std::string::npos) continue;
     const Case c = make_case(ctx, s);
     run_fp8(ctx, blas, c, 20);
     run_bf16(ctx, blas, c, 20);
@@ -261,7 +272,7 @@ void run(const char* cublas_path) {
 
 int main(int argc, char** argv) {
   try {
-    lockstep::bench::run(argc > 1 ? argv[1] : "");
+    lockstep::bench::run(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

@@ -27,6 +27,7 @@ void add_pretrain(CLI::App& app) {
     fmt::print("\n{} after {} steps, {:.1f} s\nloss: {:.4f} -> {:.4f}", end, s.steps, s.seconds,
                s.first_loss, s.last_loss);
     if (s.validation_loss) fmt::print(", held-out {:.4f}", *s.validation_loss);
+    if (!s.memory.empty()) fmt::print("\npeak memory against the plan: {}", s.memory);
     fmt::print("\nreport: {}\n", s.report.string());
     if (!s.output.empty()) fmt::print("model: {}\n", s.output.string());
     if (s.interrupted) throw CLI::RuntimeError(kInterrupted);

@@ -15,8 +15,11 @@ const std::vector<EnvVariable>& env_registry() {
        "force the CPU code path (all give the same bits)"},
       {"LOCKSTEP_FAILPOINT", "NAME",
        "tests: kill the process (SIGKILL) when the named failpoint is reached"},
-      {"LOCKSTEP_PLAN", "256x128 | 256x128-pair | 256x128-quad | 128x128 | 128x192 | 192x128 | few",
+      {"LOCKSTEP_PLAN", "128x256 | 128x128 | few",
        "force the tiles of FP8 GEMMs on a GPU (all give the same bits)"},
+      {"LOCKSTEP_TEST_SIZES", "few",
+       "tests on a GPU: a part of the sizes, for compute-sanitizer, which slows kernels a "
+       "hundredfold"},
       {"OMP_NUM_THREADS", "NUMBER", "CPU threads where num_threads is 0; read by OpenMP"},
       {"OMP_WAIT_POLICY", "passive | active",
        "how threads wait for each other; lockstep takes passive when unset"},

@@ -48,8 +48,10 @@ std::string model_headline(const RunConfig& config, const model::ModelConfig& mo
                      policy == rollout ? policy : policy + " against a rollout in " + rollout);
 }
 
-std::string machine_headline(const tensor::Context& ctx) {
-  return fmt::format("machine  {}; numerics contract {}", tensor::device_text(ctx),
+std::string machine_headline(const RunConfig& config, const tensor::Context& ctx) {
+  const bool none = config.device == "auto" && ctx.device == tensor::Device::kCpu;
+  return fmt::format("machine  {}{}; numerics contract {}", tensor::device_text(ctx),
+                     none ? fmt::format(" ({})", tensor::cuda_problem()) : "",
                      numerics::kContractVersion);
 }
 
@@ -57,10 +59,21 @@ std::string memory_headline(const policy::MemoryPlan& plan, std::size_t cache,
                             const tensor::DeviceMemory& memory) {
   const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; };
   return fmt::format(
-      "memory   GiB planned: weights {:.2f}, optimizer {:.2f}, keys and values {:.2f}, activations "
-      "{:.2f}, scratch {:.2f}; {:.1f} of {:.1f} free",
-      gib(plan.weights), gib(plan.optimizer), gib(cache), gib(plan.activations),
+      "memory   GiB planned: weights {:.2f}, optimizer {:.2f}{}, activations {:.2f}, scratch "
+      "{:.2f}; {:.1f} of {:.1f} free",
+      gib(plan.weights), gib(plan.optimizer),
+      cache > 0 ? fmt::format(", keys and values {:.2f}", gib(cache)) : "", gib(plan.activations),
       gib(plan.workspace), gib(memory.free), gib(memory.total));
+}
+
+std::string peak_memory_text(const policy::MemoryPlan& plan, const policy::Policy& policy) {
+  const auto part = [](std::size_t used, std::size_t planned) {
+    return fmt::format("{:.2f} of {:.2f} GiB", static_cast<double>(used) / 0x1p30,
+                       static_cast<double>(planned) / 0x1p30);
+  };
+  return fmt::format("activations {}, scratch {}",
+                     part(policy.saved.peak_bytes(), plan.activations),
+                     part(policy.ctx.workspace->peak_bytes(), plan.workspace));
 }
 
 std::string folder_headline(const RunConfig& config) {
@@ -76,7 +89,7 @@ std::vector<std::string> rl_headlines(const RunConfig& config, const model::Mode
                       train.task ? *train.task : train.data_path.value_or(""), config.env.reward,
                       g.adv_estimator.name, g.num_prompts_per_step, g.num_generations_per_prompt,
                       g.max_num_steps),
-          machine_headline(ctx), folder_headline(config)};
+          machine_headline(config, ctx), folder_headline(config)};
 }
 
 }  // namespace lockstep::loop

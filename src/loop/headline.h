@@ -20,12 +20,14 @@ std::int64_t parameter_count(const model::ParamTable& table);
 // rollout's precision is named where it is not the policy's.
 std::string model_headline(const RunConfig& config, const model::ModelConfig& model,
                            std::int64_t parameters);
-// "machine  cpu: avx512, 2 threads; numerics contract 1"
-std::string machine_headline(const tensor::Context& ctx);
+// "machine  cpu: avx512, 2 threads; numerics contract 1"; where `device: auto` found no GPU, why.
+std::string machine_headline(const RunConfig& config, const tensor::Context& ctx);
 // "memory   GiB planned: weights 8.1, optimizer 46.3, ...; 60.4 of 139.8 free". `cache` is what the
-// rollout keeps keys and values in.
+// rollout keeps keys and values in; 0: there is none.
 std::string memory_headline(const policy::MemoryPlan& plan, std::size_t cache,
                             const tensor::DeviceMemory& memory);
+// "activations 1.10 of 1.10 GiB, scratch 0.50 of 0.50 GiB": what a run took, and its plan.
+std::string peak_memory_text(const policy::MemoryPlan& plan, const policy::Policy& policy);
 // "run      runs/demo: config.yaml has every key"
 std::string folder_headline(const RunConfig& config);
 

@@ -143,10 +143,19 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   if (config.logger.tensorboard_enabled)
     tensorboard.emplace(session.folder.tensorboard(), wall_time(), session.resumed_after);
   Progress progress(stdout, state.step, p.max_num_steps);
-  for (const std::string& line :
-       {model_headline(config, weights->config, parameter_count(weights->table)),
-        "data     " + corpus.description(), machine_headline(policy.ctx),
-        folder_headline(config)}) {
+  std::vector<std::string> headlines = {
+      model_headline(config, weights->config, parameter_count(weights->table)),
+      "data     " + corpus.description(), machine_headline(config, policy.ctx),
+      folder_headline(config)};
+  policy::MemoryPlan plan;
+  if (ctx.device == tensor::Device::kCuda) {
+    // The token behind a sequence's last is only a target.
+    plan =
+        policy::plan_memory(policy, std::min(p.micro_batch_size, p.batch_size),
+                            p.sequence_length + 1, std::min(p.micro_batch_size, p.max_val_samples));
+    headlines.push_back(memory_headline(plan, 0, tensor::device_memory(ctx)));
+  }
+  for (const std::string& line : headlines) {
     session.log.info(line);
     progress.note(line);
   }
@@ -204,6 +213,10 @@ PretrainSummary run_pretrain(const RunConfig& config, const Resume& resume) {
   if (!summary.interrupted) {
     summary.output = p.output ? std::filesystem::path(*p.output) : session.folder.root / "model";
     model::save_checkpoint(model::on_host(*weights), &tokenizer, summary.output);
+  }
+  if (ctx.device == tensor::Device::kCuda) {
+    summary.memory = peak_memory_text(plan, policy);
+    session.log.info("peak memory against the plan: " + summary.memory);
   }
   summary.report = write_report(session.folder.root);
   summary.seconds = steady_time() - started;

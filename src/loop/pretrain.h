@@ -13,6 +13,7 @@ struct PretrainSummary {
   double first_loss = 0, last_loss = 0;   // of training steps of this process
   std::optional<double> validation_loss;  // the last one
   double seconds = 0;
+  std::string memory;  // on a GPU: the peak of what was planned
   std::filesystem::path folder, report;
   std::filesystem::path output;  // the Hugging Face folder; empty when interrupted
 };

@@ -149,7 +149,7 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   policy::MemoryPlan plan;
   if (run.policy.ctx.device == tensor::Device::kCuda) {
     plan = policy::plan_memory(run.policy, config.policy.train_micro_batch_size,
-                               config.policy.max_total_sequence_length);
+                               config.policy.max_total_sequence_length, scored_at_once(run));
     headlines.push_back(
         memory_headline(plan, run.engine->cache_bytes(), tensor::device_memory(run.policy.ctx)));
   }
@@ -238,13 +238,7 @@ RlSummary run_rl(const RunConfig& config, const Resume& resume) {
   progress.clear();
   summary.interrupted = !finished;
   if (run.policy.ctx.device == tensor::Device::kCuda) {
-    const auto part = [](std::size_t used, std::size_t planned) {
-      return fmt::format("{:.2f} of {:.2f} GiB", static_cast<double>(used) / 0x1p30,
-                         static_cast<double>(planned) / 0x1p30);
-    };
-    summary.memory = fmt::format("activations {}, scratch {}",
-                                 part(run.policy.saved.peak_bytes(), plan.activations),
-                                 part(run.workspace.peak_bytes(), plan.workspace));
+    summary.memory = peak_memory_text(plan, run.policy);
     session.log.info("peak memory against the plan: " + summary.memory);
   }
   summary.seconds = steady_time() - started;

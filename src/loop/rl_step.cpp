@@ -208,6 +208,15 @@ void compare(const RlRun& run, std::int64_t step, Span sequences, const policy::
 
 }  // namespace
 
+std::int64_t scored_at_once(const RlRun& run) {
+  const std::int64_t all =
+      run.config.grpo.num_prompts_per_step * run.config.grpo.num_generations_per_prompt;
+  const bool several_updates = all > train_global_batch_size(run.config);
+  const bool scores = !run.one_precision || run.reference != nullptr ||
+                      (run.config.grpo.verify_every > 0 && several_updates);
+  return scores ? std::min(all, run.config.policy.logprob_batch_size) : 0;
+}
+
 void train(RlRun& run, std::int64_t step, const Experience& e, Metrics& metrics) {
   const double start = steady_time();
   data::TrainBatch batch = rl::make_train_batch(e.trajectories, e.advantages, run.one_precision);

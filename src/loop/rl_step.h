@@ -52,6 +52,9 @@ struct Experience {
 
 Experience gather(RlRun& run);
 
+// Sequences whose log-probabilities a step may ask for at once, apart from the update; 0: none.
+std::int64_t scored_at_once(const RlRun& run);
+
 // Trains on it: one or more optimizer steps. Fills train/*, fp8/*, moe/* and
 // timing/train/policy_training. Throws SystemError when policy and rollout share a precision and a
 // compared log-probability differs in a bit: then no weight has changed.

@@ -13,9 +13,11 @@ struct MemoryPlan {
 };
 
 // Forward, head and backward of `sequences` sequences of `length` tokens (no update, no gradient is
-// kept), then one piece of memory for each arena, as large as that took: later steps that are no
-// larger take no memory. SystemError where it does not fit. For GPUs; on the CPU, where memory is
-// taken as needed, nothing runs and the last two are 0.
-MemoryPlan plan_memory(Policy& policy, std::int64_t sequences, std::int64_t length);
+// kept) and log-probabilities of `scored` such sequences, then one piece of memory for each arena,
+// as large as that took: later steps that are no larger take no memory. SystemError where it does
+// not fit. For GPUs; on the CPU, where memory is taken as needed, nothing runs and the last two are
+// 0.
+MemoryPlan plan_memory(Policy& policy, std::int64_t sequences, std::int64_t length,
+                       std::int64_t scored = 0);
 
 }  // namespace lockstep::policy

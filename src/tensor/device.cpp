@@ -22,7 +22,8 @@ void check_cuda(cudaError_t status, const char* what) {
     cudaGetLastError();  // an allocation that failed leaves the device usable
     fail<SystemError>(
         "{}: out of GPU memory ({:.2f} GiB free of {:.2f}). Lower policy.train_micro_batch_size, "
-        "rollout.max_num_seqs or rollout.num_blocks, or set policy.activation_checkpointing",
+        "policy.generation.max_num_seqs or policy.generation.num_blocks (pretrain: "
+        "pretrain.micro_batch_size), or set policy.activation_checkpointing",
         what, static_cast<double>(free) / 0x1p30, static_cast<double>(total) / 0x1p30);
   }
   if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction)

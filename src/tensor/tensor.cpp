@@ -131,9 +131,8 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
   TensorView view{static_cast<std::byte*>(chunks_[chunk_].view().data) + offset_, dtype, device_,
                   shape};
   offset_ += bytes;
-  std::size_t used = offset_;
-  for (std::size_t i = 0; i < chunk_; ++i) used += chunks_[i].view().bytes();
-  peak_ = used > peak_ ? used : peak_;
+  taken_ += bytes;
+  peak_ = taken_ > peak_ ? taken_ : peak_;
   return view;
 }
 
@@ -149,6 +148,7 @@ std::size_t Arena::consolidate() {
 void Arena::release(const Mark& mark) {
   chunk_ = mark.chunk;
   offset_ = mark.offset;
+  taken_ = mark.taken;
 }
 
 const char* isa_name(Isa isa) {

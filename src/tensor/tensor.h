@@ -122,12 +122,12 @@ class Arena {
   TensorView take(DType dtype, const Shape& shape);
 
   struct Mark {
-    std::size_t chunk = 0, offset = 0;
+    std::size_t chunk = 0, offset = 0, taken = 0;
   };
-  Mark mark() const { return {chunk_, offset_}; }
+  Mark mark() const { return {chunk_, offset_, taken_}; }
   void release(const Mark& mark);  // frees everything taken since
   void reset() { release({}); }
-  std::size_t peak_bytes() const { return peak_; }
+  std::size_t peak_bytes() const { return peak_; }  // taken at once, without what chunks left over
   // Gets one piece as large as the peak so far, so that a pass like the largest one takes no more
   // memory, and returns its bytes; the peak counts anew. Nothing may be taken when it is called;
   // views taken before are gone.
@@ -136,7 +136,7 @@ class Arena {
  private:
   Device device_;
   std::vector<Tensor> chunks_;
-  std::size_t chunk_ = 0, offset_ = 0, peak_ = 0;
+  std::size_t chunk_ = 0, offset_ = 0, taken_ = 0, peak_ = 0;
 };
 
 // Releases what was taken from an arena inside a scope.

@@ -299,5 +299,25 @@ TEST_F(Faults, ExternalRewards) {
   EXPECT_TRUE(holds(out.text, "resuming after step ")) << out.text;
 }
 
+// Without a GPU `cuda` is refused in words, and `auto` takes the CPU and says why.
+TEST_F(Faults, AGpuThatIsNotThere) {
+  const Words no_gpu = {"CUDA_VISIBLE_DEVICES="};
+  const Outcome cuda = run(rl("cuda", {"device=cuda"}), no_gpu);
+  EXPECT_EQ(cuda.code, 2) << cuda.text;
+  EXPECT_TRUE(holds(cuda.text, "lockstep: device: cuda was asked for, but ")) << cuda.text;
+  EXPECT_TRUE(holds(cuda.text, "use device=auto or device=cpu")) << cuda.text;
+  EXPECT_FALSE(fs::exists(dir / "cuda" / "metrics.jsonl"));
+  const Outcome automatic = run(rl("auto", {"device=auto"}), no_gpu);
+  EXPECT_EQ(automatic.code, 0) << automatic.text;
+  const std::size_t at = automatic.text.find("machine  cpu: ");
+  ASSERT_NE(at, std::string::npos) << automatic.text;
+  const std::string line = automatic.text.substr(at, automatic.text.find('\n', at) - at);
+  EXPECT_TRUE(holds(line, "GPU") || holds(line, "no CUDA backend")) << line;
+  const Outcome cpu = run(rl("cpu", {"device=cpu"}), no_gpu);
+  EXPECT_EQ(cpu.code, 0) << cpu.text;
+  EXPECT_FALSE(holds(cpu.text, "GPU")) << cpu.text;
+  TinyRunTest::expect_equal(loop::read_run(dir / "cpu"), loop::read_run(dir / "auto"));
+}
+
 }  // namespace
 }  // namespace lockstep

@@ -52,6 +52,7 @@ TEST_F(AdamwQuantizeGpu, HasTheBytesOfTheCpu) {
         const bool large = c.N > 1000;  // several blocks a CTA
         if (large && m_type != v_type) continue;
         ++mode;
+        if (left_out(5)) continue;
         const bool pow2 = mode % 2 != 0, both = mode % 3 != 0, counted = mode % 5 != 0,
                    nonfinite = mode % 7 == 3;
         const Shape shape{c.E, c.N, c.K}, turned{c.E, c.K, c.N};

@@ -34,6 +34,7 @@ TEST_F(EmbeddingGpu, BothWays) {
   for (const std::int64_t D : {1, 7, 16, 48, 128, 768, 2048, 7168})
     for (const int kind : {0, 1, 2, 3}) cases.push_back({257, 97, D, kind});
   for (const EmbeddingCase& c : cases) {
+    if (left_out(5)) continue;
     const std::string what = fmt::format("T {} V {} D {} kind {}", c.T, c.V, c.D, c.kind);
     const Tensor tokens = make_tokens(rng, c), w = random_normal(rng, DType::kBf16, {c.V, c.D}),
                  dx = random_normal(rng, DType::kBf16, {c.T, c.D}),

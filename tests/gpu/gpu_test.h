@@ -2,6 +2,7 @@
 // on the GPU start as NaN between guard rows. Without a GPU a case is skipped.
 #pragma once
 
+#include "base/env.h"
 #include "ops/op_test_util.h"
 #include "tensor/device.h"
 
@@ -61,11 +62,20 @@ class GpuTest : public ::testing::Test {
     }
   }
 
+  // Whether LOCKSTEP_TEST_SIZES=few leaves this case out: it runs the first of every `n` cases that
+  // a test asks for. An `n` without a factor in common with a test's loops meets all their values.
+  bool left_out(int n) {
+    return base::env_choice("LOCKSTEP_TEST_SIZES", {"few"}).has_value() && cases_++ % n != 0;
+  }
+
   void SetUp() override {
     if (const std::string problem = tensor::cuda_problem(); !problem.empty())
       GTEST_SKIP() << problem;
     static const Context shared = tensor::cuda_context(gpu_arena());
     gpu = shared;
+    gpu_arena().reset();
+    // Scratch that nobody wrote is NaN, not the zeros that fresh memory has.
+    tensor::fill_bytes(gpu, gpu_arena().take(DType::kE4m3, {kPoisoned}), 0xFF);
     gpu_arena().reset();
     cpu = tensor::cpu_context(cpu_arena_);
   }
@@ -79,6 +89,7 @@ class GpuTest : public ::testing::Test {
 
  private:
   static constexpr std::int64_t kGuard = 4096;
+  static constexpr std::int64_t kPoisoned = std::int64_t{64} << 20;
 
   static tensor::Arena& gpu_arena() {
     static auto* arena = new tensor::Arena(Device::kCuda);  // not destroyed: the driver goes first
@@ -97,6 +108,7 @@ class GpuTest : public ::testing::Test {
   }
 
   tensor::Arena cpu_arena_;
+  int cases_ = 0;
   std::vector<std::pair<Tensor, std::int64_t>> guarded_;
 };
 

@@ -38,6 +38,7 @@ TEST_F(NormGpu, RmsNorm) {
   Rng rng(1);
   for (const std::int64_t D : kWidths)
     for (const std::int64_t T : row_counts(D)) {
+      if (left_out(5)) continue;
       const Shape TD{T, D};
       const Tensor x = uneven(rng, DType::kBf16, TD), delta = uneven(rng, DType::kBf16, TD),
                    w = random_normal(rng, DType::kBf16, {D});
@@ -61,6 +62,7 @@ TEST_F(NormGpu, RmsNormBackward) {
   Rng rng(2);
   for (const std::int64_t D : kWidths)
     for (const std::int64_t T : row_counts(D)) {
+      if (left_out(5)) continue;
       const Shape TD{T, D};
       const Tensor dh = uneven(rng, DType::kBf16, TD), residual = uneven(rng, DType::kBf16, TD),
                    x = uneven(rng, DType::kBf16, TD), w = random_normal(rng, DType::kBf16, {D}),

@@ -7,6 +7,7 @@ namespace {
 
 TEST(HeadlineTest, NamesModelTaskMachineAndFolder) {
   RunConfig config;
+  config.device = "cpu";
   config.policy.model_name = "models/demo";
   config.data.train.task = "reverse";
   config.grpo.num_prompts_per_step = 32;
@@ -39,6 +40,36 @@ TEST(HeadlineTest, NamesTheRolloutsPrecisionWhereItDiffers) {
   EXPECT_TRUE(model_headline(config, model, 1)
                   .ends_with("fp8 blockwise against a rollout in fp8 blockwise (first 0 and last 1 "
                              "layers bf16)"));
+}
+
+TEST(HeadlineTest, SaysWhyDeviceAutoFoundNoGpu) {
+  RunConfig config;
+  tensor::Context ctx;
+  ctx.threads = 1;
+  EXPECT_EQ(machine_headline(config, ctx), "machine  cpu: portable, 1 thread (" +
+                                               tensor::cuda_problem() + "); numerics contract 1");
+}
+
+TEST(HeadlineTest, NamesThePartsOfTheMemoryPlan) {
+  policy::MemoryPlan plan;
+  plan.weights = std::size_t{3} << 29;
+  plan.optimizer = std::size_t{2} << 30;
+  plan.activations = std::size_t{1} << 30;
+  plan.workspace = std::size_t{1} << 28;
+  const tensor::DeviceMemory memory{std::size_t{70} << 30, std::size_t{80} << 30};
+  EXPECT_EQ(memory_headline(plan, std::size_t{4} << 30, memory),
+            "memory   GiB planned: weights 1.50, optimizer 2.00, keys and values 4.00, activations "
+            "1.00, scratch 0.25; 70.0 of 80.0 free");
+  EXPECT_EQ(memory_headline(plan, 0, memory),
+            "memory   GiB planned: weights 1.50, optimizer 2.00, activations 1.00, scratch 0.25; "
+            "70.0 of 80.0 free");
+  tensor::Arena workspace;
+  policy::Policy policy;
+  policy.ctx = tensor::cpu_context(workspace);
+  workspace.take(tensor::DType::kE4m3, {1 << 27});
+  policy.saved.take(tensor::DType::kE4m3, {1 << 29});
+  EXPECT_EQ(peak_memory_text(plan, policy),
+            "activations 0.50 of 1.00 GiB, scratch 0.12 of 0.25 GiB");
 }
 
 }  // namespace

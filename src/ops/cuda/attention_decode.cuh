@@ -25,11 +25,12 @@ struct SplitStates {
 
 struct DecodeShared {
   static constexpr int kPairStride = 4 * (kBlock / 8) + 4;
-  int rows, q, p, pairs, highest, total, ring, bytes;  // offsets
+  int rows, broken, q, p, pairs, highest, total, ring, bytes;  // offsets
 
   __host__ __device__ DecodeShared(int width, int slots) {
     rows = 0;
-    q = rows + kSplit * 4;
+    broken = rows + kSplit * 4;
+    q = broken + width * 4;
     p = q + kDecodeRows * (width + 8) * 2;
     pairs = p + kDecodeRows * (kBlock + 8) * 2;
     highest = pairs + kDecodeRows * kPairStride * 4;
@@ -44,7 +45,7 @@ template <int kTiles>
 __device__ inline void finish_split(const AttentionArgs& a, float c, const SplitStates& states,
                                     const Sequence& seq, int s, int j, int split, int count,
                                     const float (&o)[kTiles][4], const float (&m)[2],
-                                    const float* totals) {
+                                    const float* totals, const BrokenValues& broken) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
   const int group = static_cast<int>(a.heads / a.kv_heads), Kv = static_cast<int>(a.value_width);
@@ -56,12 +57,14 @@ __device__ inline void finish_split(const AttentionArgs& a, float c, const Split
     const float sum = totals[row], inverse = 1.0f / sum;
     const std::int64_t place = (seq.begin + row / group) * a.heads + j * group + row % group;
     const std::int64_t state = states.at(a, s, j, split, row);
+    const int position = seq.first_position + row / group;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       const int column = warp * kTiles * 8 + i * 8 + t * 2;
       if (column >= Kv) continue;
-      const float x = o[i][2 * r] + (o[i][2 * r] - o[i][2 * r]);
-      const float y = o[i][2 * r + 1] + (o[i][2 * r + 1] - o[i][2 * r + 1]);
+      const float x = broken.value(o[i][2 * r] + (o[i][2 * r] - o[i][2 * r]), position, column);
+      const float y =
+          broken.value(o[i][2 * r + 1] + (o[i][2 * r + 1] - o[i][2 * r + 1]), position, column + 1);
       if (whole)
         *reinterpret_cast<unsigned*>(a.out + place * Kv + column) =
             pack_bf16(x * inverse, y * inverse);
@@ -84,6 +87,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
   extern __shared__ __align__(16) unsigned char shared[];
   const DecodeShared layout(kWidth, kSlots);
   int* rows = reinterpret_cast<int*>(shared + layout.rows);
+  const BrokenValues broken{shared_address(shared + layout.broken)};
   float* pairs = reinterpret_cast<float*>(shared + layout.pairs);
   float* warp_max = reinterpret_cast<float*>(shared + layout.highest);
   float* totals = reinterpret_cast<float*>(shared + layout.total);
@@ -102,6 +106,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
     return (seq.begin + row / group) * a.heads + j * group + row % group;
   };
 
+  broken.clear(kWidth, kThreads);
   for (int i = threadIdx.x; i < blocks * kBlock; i += kThreads)
     rows[i] = key_row(a, seq, s, begin + i, end);
   __syncthreads();
@@ -183,8 +188,17 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
       tile[2] = tile[2] * corr[1];
       tile[3] = tile[3] * corr[1];
     }
-    const SharedTile v = ring.acquire(2 * b + 1);  // p and pairs are there, too
-    if (warp < 2) {                                // the sums of row g + 8 * warp
+    const SharedTile v = ring.acquire(2 * b + 1);                    // p and pairs are there, too
+    const int late = seq.first_position + 1 - (begin + b * kBlock);  // keys not all rows see
+    if (seq.queries > 1 && late < kBlock) {
+      constexpr int kLanes = kWidth / 8;
+      const int d = threadIdx.x % kLanes * 8, from = late > 0 ? late : 0;
+      for (int i = from + static_cast<int>(threadIdx.x) / kLanes; d < a.value_width && i < kBlock;
+           i += kThreads / kLanes)
+        broken.check(v.at(i, d), begin + b * kBlock + i, d);
+      __syncthreads();
+    }
+    if (warp < 2) {  // the sums of row g + 8 * warp
       l = l * (warp == 0 ? corr[0] : corr[1]);
       const float* from = pairs + (g + 8 * warp) * DecodeShared::kPairStride + t;
 #pragma unroll
@@ -208,7 +222,7 @@ __global__ __launch_bounds__(kThreads) void attention_decode_kernel(AttentionArg
     if (t == 0) totals[g + 8 * warp] = sum;
   }
   __syncthreads();
-  finish_split<kColumns / 8>(a, c, states, seq, s, j, split, count, o, m, totals);
+  finish_split<kColumns / 8>(a, c, states, seq, s, j, split, count, o, m, totals, broken);
 }
 
 // A row's splits in ascending order.

@@ -22,7 +22,7 @@ struct LatentPlan {
   static_assert(kBytes <= kSharedMemory);
 };
 
-// What splits leave: [tiles, splits, 64 rows], where a CTA has one split of a tile.
+// What splits leave: [splits, tiles, 64 rows], where a CTA has one split of a tile.
 struct LatentStates {
   float *m, *l, *o;  // o: [.., Kv]
   int splits;        // 0: a CTA goes through all of a tile's splits itself
@@ -63,13 +63,14 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
             warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const std::int64_t items = kSplits ? n.tiles * states.splits : n.tiles;
   constexpr int kSplitBlocks = kSplit / kBlock;
+  const bool copied = n.piece >= 8;
   std::uint32_t q_parity = 0, parity = 0;  // of the tile's and of the block's barriers
   LatentTile tile;
   // The item's tile and its blocks; false: nothing to do.
   int split = 0, first_block = 0, end_block = 0;
   const auto locate = [&](std::int64_t item) {
-    split = kSplits ? static_cast<int>(item % states.splits) : 0;
-    if (!tile.locate(a, n, kSplits ? item / states.splits : item)) return false;
+    split = kSplits ? static_cast<int>(item / n.tiles) : 0;
+    if (!tile.locate(a, n, kSplits ? item % n.tiles : item)) return false;
     const int blocks = (tile.end + kBlock - 1) / kBlock;
     first_block = split * kSplitBlocks;
     end_block = kSplits ? min(blocks, first_block + kSplitBlocks) : blocks;
@@ -89,13 +90,20 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       }
       q_parity ^= 1;
       for (int b = first_block; b < end_block; ++b, parity ^= 1) {
-        const bool whole = n.piece >= 8 && (b + 1) * kBlock <= tile.end;
         for (int p = 0; p < n.panels; ++p) {
           mbarrier_wait(free(p), parity ^ 1);
           load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p), warp,
-                         n.piece, whole, &k_map, full(p));
+                         n.piece, copied, &k_map, full(p));
         }
-        if (whole) continue;
+        if (copied) {
+          // What pages hold comes from memory: it is on its way to the L2 cache one block ahead.
+          const int next = (b + 1) * kBlock + warp * kLoadRows + lane * n.piece;
+          if (a.pages == nullptr || b + 1 == end_block || lane * n.piece >= kLoadRows) continue;
+          const int row = key_row(a, tile.seq, tile.s, next, tile.end);
+          for (int p = 0; p < n.panels && row >= 0; ++p)
+            tma_prefetch_3d(&k_map, p * 64, tile.j, row);
+          continue;
+        }
         finish_last_rows();
         for (int p = 0; p < n.panels && lane == 0; ++p) mbarrier_arrive(full(p));
         __syncwarp();
@@ -150,6 +158,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       wgmma_wait<0>();
       keep_registers(x);
       if (b + 1 == end_block) release(q_free);
+      if (copied && tile.end - b * kBlock < kBlock) {
+        for (int p = 0; p < kLatentPanels - 1; ++p)
+          clear_keys<256>(keys_at(p), tile.end - b * kBlock, static_cast<int>(threadIdx.x));
+        fence_async_shared();
+      }
 
       // 2. Softmax. The barrier also says that nobody reads the last panel any more.
       const int last = tile.end - 1 - b * kBlock - group * 64;  // visible column of mine
@@ -326,9 +339,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (!tile.locate(a, n, blockIdx.x) || row >= tile.rows || tile.end <= kSplit) return;
   const int splits = (tile.end + kSplit - 1) / kSplit, Kv = static_cast<int>(a.value_width);
   const std::int64_t place = tile.token * a.heads + tile.head + row;
-  const auto state = [&](int split) {
-    return (std::int64_t{blockIdx.x} * states.splits + split) * kLatentRows + row;
-  };
+  const auto state = [&](int split) { return (split * n.tiles + blockIdx.x) * kLatentRows + row; };
   for (int d = static_cast<int>(threadIdx.x); d < Kv; d += kMergeThreads) {
     float m = states.m[state(0)], l = states.l[state(0)], o = states.o[state(0) * Kv + d];
     for (int split = 1; split < splits; ++split) {

@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) % 32,
             warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int value_panels = (static_cast<int>(a.value_width) + 63) / 64;
+  const bool copied = n.piece >= 8;
   std::uint32_t rows_parity = 0;
   RingPosition<kStages> at;
   LatentTile tile;
@@ -103,7 +104,6 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       __syncwarp();
       const int blocks = (tile.end + kBlock - 1) / kBlock;
       for (int b = 0; b < blocks; ++b) {
-        const bool whole = n.piece >= 8 && (b + 1) * kBlock <= tile.end;
         // Copies of 16 bytes are told of two panels later.
         constexpr int kLag = 2;
         RingPosition<kStages> told = at;
@@ -116,13 +116,13 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         for (int i = 0; i < 2 * n.panels; ++i, at.advance()) {
           mbarrier_wait(free(at.stage), at.parity ^ 1);
           load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, i % n.panels,
-                         keys_at(at.stage), warp, n.piece, whole, &k_map, full(at.stage));
-          if (whole) continue;
+                         keys_at(at.stage), warp, n.piece, copied, &k_map, full(at.stage));
+          if (copied) continue;
           copy_commit();
           copy_wait<kLag>();
           if (i >= kLag) tell();
         }
-        if (whole) continue;
+        if (copied) continue;
         copy_wait<0>();
         for (int i = 0; i < kLag && i < 2 * n.panels; ++i) tell();
       }
@@ -199,13 +199,21 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       named_sync(2, 256);
 
       // 3. ds k, panel by panel.
+      const auto wait_keys = [&](bool mine) {
+        mbarrier_wait(full(at.stage), at.parity);
+        if (!mine || !copied || tile.end - b * kBlock >= kBlock) return;
+        clear_keys<128>(keys_at(at.stage), tile.end - b * kBlock,
+                        static_cast<int>(threadIdx.x) % 128);
+        fence_async_shared();
+        named_sync(3 + group, 128);
+      };
       const auto ds = [&](std::uint32_t k) {
         return operand_128b(ds_at + k / 4 * kRowPanelBytes + k % 4 * 32);
       };
 #pragma unroll
       for (int p = 0; p < kLatentPanels - 1; ++p) {
         if (p >= n.panels) continue;
-        mbarrier_wait(full(at.stage), at.parity);
+        wait_keys(p % 2 == group);
         if (p % 2 == group) {
           float part[32];
           wgmma_fence();
@@ -223,7 +231,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         at.advance();
       }
       if (n.panels == kLatentPanels) {
-        mbarrier_wait(full(at.stage), at.parity);
+        wait_keys(true);
         float part[16];
         wgmma_fence();
 #pragma unroll

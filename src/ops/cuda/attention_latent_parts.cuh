@@ -47,16 +47,16 @@ struct LatentTile {
   }
 };
 
-// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence: its 32
-// rows. `whole`: all of them are there and may come by the copy engine; else copies of 16 bytes,
-// zeros from `end` on, and finish_copies() before the barrier is told.
+// The part of a warp in bringing one panel of the keys [first, first + 128) of a sequence: 32 rows.
+// `copied`: by the copy engine, with anything in the place of absent ones. Else copies of 16 bytes,
+// zeros from `end` on; the barrier is then told by the caller.
 __device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& seq, int s, int j,
                                       int end, int first, int panel, std::uint32_t to, int warp,
-                                      int piece, bool whole, const CUtensorMap* map,
+                                      int piece, bool copied, const CUtensorMap* map,
                                       std::uint32_t full) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::uint32_t mine = to + static_cast<std::uint32_t>(warp * kLoadRows * 128);
-  if (whole) {
+  if (copied) {
     if (lane == 0) mbarrier_arrive_expect(full, kLoadRows * 128);
     __syncwarp();
     const int at = lane * piece;
@@ -76,6 +76,17 @@ __device__ inline void load_key_panel(const AttentionArgs& a, const Sequence& se
                a.k + (present ? (std::int64_t{row} * a.kv_heads + j) * a.width + column : 0),
                present);
   }
+}
+
+// Rows [begin, 128) of a panel to zero, by kThreads threads of which this is number `thread`: what
+// the copy engine brought behind the keys may hold anything. Then they synchronise.
+template <int kThreads>
+__device__ inline void clear_keys(std::uint32_t panel, int begin, int thread) {
+  for (int r = begin + thread / 8; r < kBlock; r += kThreads / 8)
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
+                     panel + static_cast<std::uint32_t>(r * 128 + thread % 8 * 16)),
+                 "r"(0)
+                 : "memory");
 }
 
 // [rows, columns] of 16 bits as the left operand of m64k16 steps: the address of what this lane

@@ -20,7 +20,8 @@ struct PagePlan {
   static constexpr int kPairs = kWeights + kDecodeRows * (kBlock + 8) * 2;
   static constexpr int kHighest = kPairs + kDecodeRows * kPairStride * 4;
   static constexpr int kTotals = kHighest + kWarps * kDecodeRows * 4;
-  static constexpr int kBarriers = kTotals + kDecodeRows * 4;
+  static constexpr int kBroken = kTotals + kDecodeRows * 4;
+  static constexpr int kBarriers = kBroken + kWidth * 4;
   static constexpr int kAlign = 1024;
   static constexpr int kBytes = kAlign + kBarriers + 8 + 16 * kSlots;
 };
@@ -33,7 +34,8 @@ struct PageMaps {
 template <int kWidth>
 __device__ __forceinline__ void fetch_pages(const AttentionArgs& a, const Sequence& seq, int s,
                                             int j, int begin, int end, int piece,
-                                            std::uint32_t base, const PageMaps& maps) {
+                                            std::uint32_t base, const BrokenValues& broken,
+                                            const PageMaps& maps) {
   using Plan = PagePlan<kWidth>;
   constexpr int kSlots = Plan::kSlots;
   const int lane = static_cast<int>(threadIdx.x) % 32, offset = lane * piece;
@@ -42,34 +44,31 @@ __device__ __forceinline__ void fetch_pages(const AttentionArgs& a, const Sequen
   const auto row_of = [&](int b) {
     return offset < kBlock ? key_row(a, seq, s, begin + b * kBlock + offset, end) : -1;
   };
+  std::uint32_t parity = 0;
   int next = row_of(0);
   for (int b = 0; b < blocks; ++b) {
     const int row = next < 0 ? -kBlock : next;  // outside the tensor: zeros
     next = row_of(b + 1);
-    const int present = end - begin - b * kBlock;
+    const int block = begin + b * kBlock;
+    const int late = seq.first_position + 1 - block;  // keys from here on not all rows see
 #pragma unroll
     for (int values = 0; values < 2; ++values) {
       const int i = 2 * b + values, slot = i % kSlots;
       const std::uint32_t full = raw + 8 + slot * 16, to = base + slot * Plan::kSlotBytes;
-      const bool ragged = values == 1 && present < kBlock;
+      const bool checked = values == 1 && late < kBlock;
       mbarrier_wait(full + 8, static_cast<std::uint32_t>(i / kSlots % 2) ^ 1u);
-      if (lane == 0) mbarrier_arrive_expect(ragged ? raw : full, Plan::kSlotBytes);
+      if (lane == 0) mbarrier_arrive_expect(checked ? raw : full, Plan::kSlotBytes);
       __syncwarp();
       if (offset < kBlock)
 #pragma unroll
         for (int panel = 0; panel < Plan::kPanels; ++panel)
           tma_load_3d(to + panel * Plan::kPanelBytes + offset * 128,
-                      values == 1 ? &maps.v : &maps.k, ragged ? raw : full, panel * 64, j, row,
+                      values == 1 ? &maps.v : &maps.k, checked ? raw : full, panel * 64, j, row,
                       L2Hint::kEvictFirst);
-      if (!ragged) continue;
-      mbarrier_wait(raw, 0);
-      for (int chunk = lane; chunk < (kBlock - present) * 8; chunk += 32)
-#pragma unroll
-        for (int panel = 0; panel < Plan::kPanels; ++panel)
-          asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
-                           to + panel * Plan::kPanelBytes + present * 128 + chunk * 16),
-                       "r"(0)
-                       : "memory");
+      if (!checked) continue;
+      mbarrier_wait(raw, parity);
+      parity ^= 1;
+      check_values<Plan::kPanels>(to, late, block, end, broken);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(full);
     }
@@ -99,6 +98,8 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
   unsigned char* shared = unaligned + (base - start);
   const std::uint32_t raw = base + Plan::kBarriers;
   const auto full = [&](int i) { return raw + 8 + i % kSlots * 16; };
+  const BrokenValues broken{base + Plan::kBroken};
+  broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
     mbarrier_init(raw, 1);
     for (int i = 0; i < kSlots; ++i) {
@@ -109,7 +110,7 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
   }
   __syncthreads();
   if (warp == kWarps) {
-    fetch_pages<kWidth>(a, seq, s, j, begin, end, piece, base, maps);
+    fetch_pages<kWidth>(a, seq, s, j, begin, end, piece, base, broken, maps);
     return;
   }
 
@@ -239,7 +240,7 @@ __global__ __launch_bounds__(PagePlan<kWidth>::kThreads) void attention_pages_ke
     if (t == 0) totals[g + 8 * warp] = sum;
   }
   named_sync(kTogether, 32 * kWarps);
-  finish_split<kColumns / 8>(a, c, states, seq, s, j, split, count, o, m, totals);
+  finish_split<kColumns / 8>(a, c, states, seq, s, j, split, count, o, m, totals, broken);
 }
 
 }  // namespace lockstep::ops::cuda

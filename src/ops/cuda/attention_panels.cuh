@@ -13,26 +13,19 @@ __device__ __forceinline__ std::uint32_t panel_at(std::uint32_t base, int row, i
   return base + chunk / 8 * kPanelBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
 }
 
-// Rows [0, kRows) of a tile by one warp: row_of(r) is the row of a head's matrix that row r is, -1
-// one that becomes zeros, where TMA would bring what belongs to other sequences or to nobody.
-template <int kWidth, int kRows, typename RowOf>
-__device__ inline void load_some_rows(const Bf16* from, std::int64_t stride, std::uint32_t to,
-                                      const RowOf& row_of) {
+// Rows [first, first + kRows) of a head's matrix by one warp, zeros from `end` on, where TMA would
+// bring what belongs to other sequences or to nobody.
+template <int kWidth, int kRows>
+__device__ inline void load_last_rows(const Bf16* from, std::int64_t stride, int first, int end,
+                                      std::uint32_t to) {
   constexpr int kLanes = kWidth / 8;
   const int lane = static_cast<int>(threadIdx.x) % 32, chunk = lane % kLanes;
 #pragma unroll 4
   for (int r = lane / kLanes; r < kRows; r += 32 / kLanes) {
-    const int row = row_of(r);
-    copy_async(panel_at<kRows * 128>(to, r, chunk), from + (row < 0 ? 0 : row) * stride + chunk * 8,
-               row >= 0);
+    const bool present = first + r < end;
+    copy_async(panel_at<kRows * 128>(to, r, chunk),
+               from + (present ? first + r : 0) * stride + chunk * 8, present);
   }
-}
-// Rows [first, first + kRows), zeros from `end` on.
-template <int kWidth, int kRows>
-__device__ inline void load_last_rows(const Bf16* from, std::int64_t stride, int first, int end,
-                                      std::uint32_t to) {
-  load_some_rows<kWidth, kRows>(from, stride, to,
-                                [&](int r) { return first + r < end ? first + r : -1; });
 }
 // Before the consumers are told of it.
 __device__ inline void finish_last_rows() {
@@ -40,6 +33,25 @@ __device__ inline void finish_last_rows() {
   copy_wait<0>();
   fence_async_shared();
   __syncwarp();
+}
+
+// By one warp, a block of values at position `block`: rows from `end` on, which may hold anything,
+// become zeros; what is not finite in those from `late` on, which not all rows of the tile see,
+// goes to `broken`.
+template <int kPanels>
+__device__ inline void check_values(std::uint32_t values, int late, int block, int end,
+                                    const BrokenValues& broken) {
+  const int from = late > 0 ? late : 0, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int panel = 0; panel < kPanels; ++panel)
+#pragma unroll 2
+    for (int i = from * 8 + lane; i < kBlock * 8; i += 32) {
+      const int row = i / 8;
+      const std::uint32_t at = values + panel * kBlock * 128 + i * 16;
+      if (block + row < end)
+        broken.check(at, block + row, panel * 64 + ((i % 8) ^ (row % 8)) * 8);
+      else
+        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+    }
 }
 
 // 64 rows of a warpgroup's accumulator times `scale` to rows [first, ..) of a head's BF16 matrix,

@@ -139,6 +139,47 @@ __device__ inline KeyRing<kWidth, kSlots> key_ring(const AttentionArgs& a, int j
           2 * blocks};
 }
 
+// Values that are not finite at keys that some rows of a tile see and others do not: p of the
+// others is +0, but 0 * NaN is NaN. Such a value becomes 0, and its column remembers the first
+// position that has one: rows from there on see it, which makes them NaN in that column.
+struct BrokenValues {
+  unsigned first;  // in shared memory, an int a column
+
+  __device__ void clear(int columns, int threads) const {
+    for (int i = static_cast<int>(threadIdx.x); i < columns; i += threads)
+      asm volatile("st.shared.s32 [%0], %1;" ::"r"(first + 4u * static_cast<unsigned>(i)),
+                   "r"(std::numeric_limits<int>::max())
+                   : "memory");
+  }
+  // Eight values of one key in shared memory, from `column` on.
+  __device__ void check(unsigned address, int position, int column) const {
+    const uint4 x = load_shared_16(address);
+    constexpr unsigned kExponent = 0x7F807F80, kOne = 0x00800080, kCarry = 0x80008000;
+    const auto all_ones = [](unsigned w) { return ((w & kExponent) + kOne) & kCarry; };
+    if ((all_ones(x.x) | all_ones(x.y) | all_ones(x.z) | all_ones(x.w)) == 0) return;
+    for (unsigned i = 0; i < 8; ++i) {
+      unsigned short value;
+      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address + 2 * i) : "memory");
+      if ((value & 0x7F80) != 0x7F80) continue;
+      asm volatile(
+          "red.shared.min.s32 [%0], %1;" ::"r"(first + 4 * (static_cast<unsigned>(column) + i)),
+          "r"(position)
+          : "memory");
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(address + 2 * i), "h"(std::uint16_t{0})
+                   : "memory");
+    }
+  }
+  // What a row at `position` has in a column.
+  __device__ float value(float x, int position, int column) const {
+    int from;
+    asm volatile("ld.shared.s32 %0, [%1];"
+                 : "=r"(from)
+                 : "r"(first + 4u * static_cast<unsigned>(column))
+                 : "memory");
+    return position >= from ? std::numeric_limits<float>::quiet_NaN() : x;
+  }
+};
+
 // Merges the state (m, l) of a further split: the factors of the two, in section 8's words a and b.
 __device__ inline void merge(float c, float m, float l, float* merged_m, float* merged_l, float* a,
                              float* b) {

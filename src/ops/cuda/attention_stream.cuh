@@ -1,7 +1,9 @@
 // Attention forward on wgmma: a CTA has 64 rows a consumer warpgroup (neighbouring positions of one
 // query head), a producer warp brings blocks of 128 keys and values by TMA. The scores of a block
 // are computed while the block before is multiplied with its values, and its softmax runs under
-// that product. Widths 64 and 128, the same for keys and values.
+// that product. Widths 64 and 128, the same for keys and values. A tile whose result is NaN
+// somewhere is computed a second time with its values checked, so that one that is not finite
+// counts only for the rows that see it.
 #pragma once
 
 #include "ops/cuda/attention_panels.cuh"
@@ -21,7 +23,9 @@ struct StreamPlan {
   static constexpr int kBlockBytes = kBlock * kWidth * 2;
   static constexpr int kPanelBytes = kBlock * 128;
   static constexpr int kBarriers = kQueryBytes + 2 * kStages * kBlockBytes;  // offset
-  static constexpr int kMerged = kBarriers + 128;                            // offset
+  static constexpr int kRepeat = kBarriers + 120;                            // offset, an int
+  static constexpr int kBroken = kBarriers + 128;                            // offset
+  static constexpr int kMerged = kBroken + kWidth * 4;                       // offset
   static constexpr int kAlign = 1024;
   static constexpr int bytes(bool several_splits) {
     return kAlign + kMerged + (several_splits ? kRows * kWidth * 4 : 0);
@@ -125,8 +129,16 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const auto k_free = [&](int stage) { return k_full(stage) + 8; };
   const auto v_full = [&](int stage) { return k_full(stage) + 16; };
   const auto v_free = [&](int stage) { return k_full(stage) + 24; };
+  const std::uint32_t raw = k_full(kStages);  // values that are not fit for use yet
+  const BrokenValues broken{base + Plan::kBroken};
+  const std::uint32_t judged = raw + 8;
+  volatile int* repeat = reinterpret_cast<int*>(unaligned + (base - start) + Plan::kRepeat);
+  broken.clear(kWidth, Plan::kThreads);
   if (threadIdx.x == 0) {
     mbarrier_init(q_full, 1);
+    mbarrier_init(raw, 1);
+    mbarrier_init(judged, 1);
+    *repeat = 0;
     for (int i = 0; i < kStages; ++i) {
       mbarrier_init(k_full(i), 1);
       mbarrier_init(v_full(i), 1);
@@ -162,19 +174,26 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
       for (int panel = 0; panel < Plan::kPanels; ++panel)
         tma_load_3d(base + panel * kRows * 128, &maps.q, q_full, panel * 64, h, row + first);
     }
-    for (int b = 0; b < blocks; ++b) {
-      const int stage = b % kStages;
-      const std::uint32_t parity = static_cast<std::uint32_t>(b / kStages % 2) ^ 1u;
+    std::uint32_t raw_parity = 0;
+    for (int i = 0; i < 2 * blocks; ++i) {
+      if (i == blocks) {
+        mbarrier_wait(judged, 0);
+        if (*repeat == 0) return;
+      }
+      const int b = i % blocks, stage = i % kStages;
+      const std::uint32_t parity = static_cast<std::uint32_t>(i / kStages % 2) ^ 1u;
       mbarrier_wait(k_free(stage), parity);
       load(k_at(stage), &maps.k, k_full(stage), b);
       mbarrier_wait(v_free(stage), parity);
-      if ((b + 1) * kBlock <= seq.keys) {
-        load(v_at(stage), &maps.v, v_full(stage), b);
-      } else {
-        load_some_rows<kWidth, kBlock>(
-            a.v + j * kWidth, a.kv_heads * kWidth, v_at(stage),
-            [&](int r) { return key_row(a, seq, s, b * kBlock + r, seq.keys); });
-        finish_last_rows();
+      // Values from here on are not used as they come: those that no row sees, or not all rows.
+      const int from = (i < blocks ? seq.keys : seq.first_position + first + 1) - b * kBlock;
+      load(v_at(stage), &maps.v, from < kBlock ? raw : v_full(stage), b);
+      if (from < kBlock) {
+        mbarrier_wait(raw, raw_parity);
+        raw_parity ^= 1;
+        check_values<Plan::kPanels>(v_at(stage), from, b * kBlock, end, broken);
+        fence_async_shared();
+        __syncwarp();
         if (leader) mbarrier_arrive(v_full(stage));
       }
       __syncwarp();
@@ -191,17 +210,20 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
   const int row = first + group * 64 + warp * 16 + lane / 4;  // and row + 8
   const int position[2] = {seq.first_position + row, seq.first_position + row + 8};
   const int lowest = seq.first_position + first + group * 64;
+  int done = 0;  // blocks of the first time
   const auto scores = [&](float(&x)[64], int b) {
-    mbarrier_wait(k_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
+    const int i = done + b;
+    mbarrier_wait(k_full(i % kStages), static_cast<std::uint32_t>(i / kStages % 2));
     wgmma_fence();
-    stream_scores<kWidth>(x, q, k_at(b % kStages));
+    stream_scores<kWidth>(x, q, k_at(i % kStages));
     wgmma_commit();
   };
   float o[kWidth / 2];
   const auto values = [&](const std::uint32_t(&p)[8][4], int b, bool add) {
-    mbarrier_wait(v_full(b % kStages), static_cast<std::uint32_t>(b / kStages % 2));
+    const int i = done + b;
+    mbarrier_wait(v_full(i % kStages), static_cast<std::uint32_t>(i / kStages % 2));
     wgmma_fence();
-    stream_values<kWidth>(o, p, v_at(b % kStages), add);
+    stream_values<kWidth>(o, p, v_at(i % kStages), add);
     wgmma_commit();
   };
   const auto softmax = [&](float(&x)[64], int b, StreamRows& w, float(&corr)[2]) {
@@ -211,65 +233,86 @@ __global__ __launch_bounds__(StreamPlan<kWidth>::kThreads, 1) void attention_str
     else
       stream_softmax<false>(x, seen, c, w, corr);
   };
-  const auto release = [&](std::uint32_t barrier) {
-    if (signals) mbarrier_arrive(barrier);
+  const auto release_keys = [&](int b) {
+    if (signals) mbarrier_arrive(k_free((done + b) % kStages));
+  };
+  const auto release_values = [&](int b) {
+    if (signals) mbarrier_arrive(v_free((done + b) % kStages));
   };
 
   float merged_m[2], merged_l[2];
   mbarrier_wait(q_full, 0);
   constexpr int kSplitBlocks = kSplit / kBlock;
-  for (int split = 0; split < blocks; split += kSplitBlocks) {
-    const int split_end = split + kSplitBlocks < blocks ? split + kSplitBlocks : blocks;
-    StreamRows w{{kNone, kNone}, {kNone, kNone}, {0, 0}};
-    float x[64], corr[2];
-    std::uint32_t p[8][4];
-    scores(x, split);
-    wgmma_wait<0>();
-    keep_registers(x);
-    release(k_free(split % kStages));
-    softmax(x, split, w, corr);
-    stream_pack(x, p);
-    for (int b = split; b + 1 < split_end; ++b) {
-      scores(x, b + 1);
-      values(p, b, b > split);
-      wgmma_wait<1>();
+  while (true) {
+    for (int split = 0; split < blocks; split += kSplitBlocks) {
+      const int split_end = split + kSplitBlocks < blocks ? split + kSplitBlocks : blocks;
+      StreamRows w{{kNone, kNone}, {kNone, kNone}, {0, 0}};
+      float x[64], corr[2];
+      std::uint32_t p[8][4];
+      scores(x, split);
+      wgmma_wait<0>();
       keep_registers(x);
-      release(k_free((b + 1) % kStages));
-      softmax(x, b + 1, w, corr);
+      release_keys(split);
+      softmax(x, split, w, corr);
+      stream_pack(x, p);
+      for (int b = split; b + 1 < split_end; ++b) {
+        scores(x, b + 1);
+        values(p, b, b > split);
+        wgmma_wait<1>();
+        keep_registers(x);
+        release_keys(b + 1);
+        softmax(x, b + 1, w, corr);
+        wgmma_wait<0>();
+        keep_registers(o);
+        release_values(b);
+#pragma unroll
+        for (int i = 0; i < kWidth / 2; ++i) o[i] = o[i] * corr[i / 2 % 2];
+        stream_pack(x, p);
+      }
+      values(p, split_end - 1, split_end - 1 > split);
       wgmma_wait<0>();
       keep_registers(o);
-      release(v_free(b % kStages));
+      release_values(split_end - 1);
 #pragma unroll
-      for (int i = 0; i < kWidth / 2; ++i) o[i] = o[i] * corr[i / 2 % 2];
-      stream_pack(x, p);
-    }
-    values(p, split_end - 1, split_end - 1 > split);
-    wgmma_wait<0>();
-    keep_registers(o);
-    release(v_free((split_end - 1) % kStages));
+      for (int r = 0; r < 2; ++r) {
+        const float l = quad_total(w.l[r]);
+        const bool seen = position[r] >= split * kBlock;
+        float y = 1, z = 1;
+        if (split == 0) {
+          merged_m[r] = w.m[r];
+          merged_l[r] = l;
+        } else if (seen) {
+          merge(c, w.m[r], l, &merged_m[r], &merged_l[r], &y, &z);
+        }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float l = quad_total(w.l[r]);
-      const bool seen = position[r] >= split * kBlock;
-      float y = 1, z = 1;
-      if (split == 0) {
-        merged_m[r] = w.m[r];
-        merged_l[r] = l;
-      } else if (seen) {
-        merge(c, w.m[r], l, &merged_m[r], &merged_l[r], &y, &z);
-      }
-#pragma unroll
-      for (int i = 0; i < kWidth / 2; ++i) {
-        if (i / 2 % 2 != r) continue;
-        o[i] = o[i] + (o[i] - o[i]);
-        if (blocks <= kSplitBlocks) continue;
-        float* state = merged + i * 128 * Plan::kGroups;
-        if (split > 0) o[i] = seen ? numerics::fma(*state, y, o[i] * z) : *state;
-        *state = o[i];
+        for (int i = 0; i < kWidth / 2; ++i) {
+          if (i / 2 % 2 != r) continue;
+          o[i] = o[i] + (o[i] - o[i]);
+          if (blocks <= kSplitBlocks) continue;
+          float* state = merged + i * 128 * Plan::kGroups;
+          if (split > 0) o[i] = seen ? numerics::fma(*state, y, o[i] * z) : *state;
+          *state = o[i];
+        }
       }
     }
+
+    if (done > 0) break;
+    bool nan = false;
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i)
+      nan = nan || (o[i] != o[i] && row + i / 2 % 2 * 8 < seq.queries);
+    if (nan) *repeat = 1;
+    constexpr int kTogether = 1 + Plan::kGroups;
+    named_sync(kTogether, 128 * Plan::kGroups);
+    if (thread == 0) mbarrier_arrive(judged);
+    if (*repeat == 0) break;
+    done = blocks;
   }
 
+  if (done > 0)
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i)
+      o[i] = broken.value(o[i], position[i / 2 % 2], i / 4 * 8 + lane % 4 * 2 + i % 2);
   // Through this warp's rows of q in shared memory, which nobody reads any more, 16 bytes a thread
   // to memory.
   const float inverse[2] = {1.0f / merged_l[0], 1.0f / merged_l[1]};

@@ -9,11 +9,12 @@ namespace lockstep::ops::cuda {
 inline constexpr int kTileRows = 64;
 
 struct TileShared {
-  int rows, q, merged, ring, bytes;  // offsets
+  int rows, broken, q, merged, ring, bytes;  // offsets
 
   __host__ __device__ TileShared(int width, int slots, bool several_splits) {
     rows = 0;
-    q = rows + kSplit * 4;
+    broken = rows + kSplit * 4;
+    q = broken + width * 4;
     merged = q + kTileRows * (width + 8) * 2;
     ring = merged + (several_splits ? kTileRows * width * 4 : 0);
     bytes = ring + slots * kBlock * (width + 8) * 2;
@@ -65,6 +66,7 @@ __global__ __launch_bounds__(kThreads) void attention_tile_kernel(AttentionArgs 
   extern __shared__ __align__(16) unsigned char shared[];
   const TileShared layout(kWidth, kSlots, several_splits);
   int* rows = reinterpret_cast<int*>(shared + layout.rows);
+  const BrokenValues broken{shared_address(shared + layout.broken)};
   float* merged = reinterpret_cast<float*>(shared + layout.merged) + threadIdx.x;
   const int s = blockIdx.z, j = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Sequence seq(a, s);
@@ -76,6 +78,8 @@ __global__ __launch_bounds__(kThreads) void attention_tile_kernel(AttentionArgs 
   const std::int64_t first = std::int64_t{tiles - 1 - static_cast<int>(blockIdx.x)} * kTileRows;
   const std::int64_t last = (first + kTileRows < total ? first + kTileRows : total) - 1;
   const int end = seq.first_position + static_cast<int>(last / group) + 1;
+  const int seen_by_all = seq.first_position + static_cast<int>(first / group) + 1;  // keys
+  broken.clear(kWidth, kThreads);
   // Row `row` of the tile is query head group * j + % group of this position; -1: no row.
   const auto place_of = [&](int row) -> std::int64_t {
     const std::int64_t flat = first + row;
@@ -138,6 +142,13 @@ __global__ __launch_bounds__(kThreads) void attention_tile_kernel(AttentionArgs 
         tile[3] = tile[3] * corr[1];
       }
       const SharedTile v = ring.acquire(2 * b + 1);
+      if (block + kBlock > seen_by_all) {
+        constexpr int kLanes = kWidth / 8;
+        const int row = static_cast<int>(threadIdx.x) / kLanes, d = threadIdx.x % kLanes * 8;
+        for (int i = row; d < Kv && i < kBlock; i += kThreads / kLanes)
+          if (block + i >= seen_by_all) broken.check(v.at(i, d), block + i, d);
+        __syncthreads();
+      }
       if (block > highest) continue;
 #pragma unroll
       for (int i = 0; i < kBlock / 16; ++i) {
@@ -188,7 +199,8 @@ __global__ __launch_bounds__(kThreads) void attention_tile_kernel(AttentionArgs 
       const int column = i * 8 + lane % 4 * 2;
       if (column < Kv)
         *reinterpret_cast<unsigned*>(a.out + place * Kv + column) =
-            pack_bf16(o[i][2 * r] * inverse, o[i][2 * r + 1] * inverse);
+            pack_bf16(broken.value(o[i][2 * r] * inverse, position[r], column),
+                      broken.value(o[i][2 * r + 1] * inverse, position[r], column + 1));
     }
     if (a.lse2 != nullptr && lane % 4 == 0) a.lse2[place] = log_sum2(c, merged_m[r], merged_l[r]);
   }

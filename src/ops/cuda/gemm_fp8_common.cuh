@@ -13,6 +13,7 @@ struct GemmArguments {
   const float* b_scales;
   const std::int32_t* offsets;  // null: one expert
   void* d;
+  std::int32_t* claimed;  // tiles taken beyond every CTA's first; 0 before the launch
   int experts, M, N, K;
   int stages;
   bool bf16;
@@ -61,18 +62,14 @@ __device__ __forceinline__ void finish_block(float (&d)[kCount]) {
   keep_registers(d);
 }
 
-// This warp has read the stage. With clusters, every CTA that writes to it is told.
-template <int kCluster>
+// All lanes of this warp have read the stage.
 __device__ __forceinline__ void release_stage(std::uint32_t empty, int lane) {
-  if constexpr (kCluster > 1) {
-    if (lane < kCluster) mbarrier_arrive_at(empty, static_cast<std::uint32_t>(lane));
-  } else {
-    if (lane == 0) mbarrier_arrive(empty);
-  }
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(empty);
 }
 
-// Block scales travel through the ring beside the codes: [kRows] of A's rows, then two of B's
-// column blocks (a tile of 128 columns has one, others meet up to two). One warp copies them; loads
+// Block scales travel through the ring beside the codes: [kRows] of A's rows, then one of B for
+// each 128 of the tile's columns (two at most). One warp copies them; loads
 // by the threads that use them would wait behind the codes of all stages.
 template <int kRows>
 struct ScaleStage {
@@ -97,23 +94,16 @@ struct ScaleStage {
   }
 };
 
-// sum += part, each times its scale: s[c][h] for the rows + 8 h and the columns' group c;
-// first_group: columns of group 0.
-template <int kColumns, int kGroups>
-__device__ __forceinline__ void promote(const float (&part)[kColumns / 2],
-                                        const float (&s)[kGroups][2], int first_group,
-                                        float (&sum)[kColumns / 2]) {
+// sum += part, each times its scale: s[h] for the rows + 8 h.
+template <Scaling kScaling, int kCount>
+__device__ __forceinline__ void promote(const float (&part)[kCount], const float (&s)[2],
+                                        float (&sum)[kCount]) {
 #pragma unroll
-  for (int chunk = 0; chunk < kColumns / 32; ++chunk) {
-    float s0 = s[0][0], s1 = s[0][1];
-    if constexpr (kGroups > 1) {
-      const bool second = 32 * chunk >= first_group;
-      s0 = second ? s[1][0] : s0;
-      s1 = second ? s[1][1] : s1;
-    }
-#pragma unroll
-    for (int i = 16 * chunk; i < 16 * chunk + 16; ++i)
-      sum[i] = __fmaf_rn(part[i], i % 4 < 2 ? s0 : s1, sum[i]);
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (kScaling == Scaling::kBlock)
+      sum[i] = __fmaf_rn(part[i], s[i / 2 % 2], sum[i]);
+    else
+      sum[i] = sum[i] + part[i];
   }
 }
 
@@ -122,6 +112,7 @@ template <int kColumns>
 __device__ __forceinline__ void scale_rows(const GemmArguments& x, int expert, int row, int column,
                                            float (&sum)[kColumns / 2]) {
   const float* b = x.b_scales + static_cast<std::int64_t>(expert) * x.N;
+  asm volatile("" : "+l"(b));  // one address with offsets: as many addresses as columns would spill
   const float a0 = __ldg(x.a_scales + (row < x.M ? row : x.M - 1));
   const float a1 = __ldg(x.a_scales + (row + 8 < x.M ? row + 8 : x.M - 1));
 #pragma unroll

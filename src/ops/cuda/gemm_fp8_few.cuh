@@ -9,14 +9,15 @@ namespace lockstep::ops::cuda {
 
 struct FewShape {
   static constexpr int kConsumers = 2;
-  static constexpr int kWeights = 64 * kConsumers;
+  static constexpr int kColumns = 64 * kConsumers;  // weights
   static constexpr int kTileRows = 64;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kWeightBytes = kWeights * 128;
+  static constexpr int kWeightBytes = kColumns * 128;
   static constexpr int kStageBytes = kWeightBytes + kTileRows * 128;
   static constexpr int kScaleBytes = ScaleStage<kTileRows>::kBytes;
   static constexpr int kWarpStaging = kTileRows * 32;  // BF16 results: 16 weights of every row
   static constexpr int kStaging = 4 * kConsumers * kWarpStaging;
+  static constexpr int kQueueBytes = 0;
   static constexpr int kRowGroup = 1 << 20;
 };
 
@@ -57,7 +58,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
           s[j][c] = __fmul_rn(load_shared_float(scale + 4 * (8 * j + 2 * (lane % 4) + c)), b_scale);
     }
     finish_block(part);
-    release_stage<1>(ring.empty(), lane);
+    release_stage(ring.empty(), lane);
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       if constexpr (kBlock)
@@ -68,7 +69,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
   }
 
   const int rows_left = tile.end - tile.row;
-  const int warp_column = tile.column * FewShape::kWeights + 16 * warp;
+  const int warp_column = tile.column * FewShape::kColumns + 16 * warp;
   if constexpr (!kBlock) {
     float a[kPairs][2];
 #pragma unroll
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
   const RowTiles tiles =
       find_row_tiles<FewShape::kTileRows>(lists, x.offsets, x.experts, x.M);  // synchronises
 
-  const int column_tiles = (x.N + FewShape::kWeights - 1) / FewShape::kWeights;
+  const int column_tiles = (x.N + FewShape::kColumns - 1) / FewShape::kColumns;
   const int total = tiles.first_tile[x.experts] * column_tiles;
   const int blocks = (x.K + 127) / 128;
 
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
           mbarrier_arrive_expect(ring.full(), bytes);
           const std::uint32_t at =
               stages + static_cast<std::uint32_t>(ring.stage * FewShape::kStageBytes);
-          tma_load_3d(at, &b_map, ring.full(), 128 * g, tile.column * FewShape::kWeights,
+          tma_load_3d(at, &b_map, ring.full(), 128 * g, tile.column * FewShape::kColumns,
                       tile.expert);
           for (int r = 0; r < rows; r += 8)
             tma_load_2d(at + FewShape::kWeightBytes + 128 * r, &a_map, ring.full(), 128 * g,
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
           mbarrier_wait(ring.empty(), ring.phase ^ 1);
           ScaleStage<FewShape::kTileRows>::copy(
               x, scales + static_cast<std::uint32_t>(ring.stage * FewShape::kScaleBytes), g,
-              tile.row, rows, tile.expert, tile.column * FewShape::kWeights, 1);
+              tile.row, rows, tile.expert, tile.column * FewShape::kColumns, 1);
           copies_arrive(ring.full());
         }
       }

@@ -3,6 +3,7 @@
 
 #include "ops/cuda/gemm_fp8_few.cuh"
 #include "ops/cuda/gemm_fp8_rows.cuh"
+#include "ops/cuda/gemm_fp8_wide.cuh"
 #include "ops/cuda/gemm_plan.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/tensor_map.h"
@@ -28,32 +29,10 @@ inline CUtensorMap weight_map(const TensorView& codes_ENK, int box_rows) {
                     CU_TENSOR_MAP_SWIZZLE_128B, "fp8_gemm b");
 }
 
-// How many clusters run at the same time: a cluster lies in one of the GPU's processor groups,
-// whose sizes differ, so it may be less than the multiprocessors would hold.
-inline int active_clusters(void (*kernel)(CUtensorMap, CUtensorMap, GemmArguments), int threads,
-                           int shared_bytes, int cluster) {
-  cudaLaunchAttribute size{};
-  size.id = cudaLaunchAttributeClusterDimension;
-  size.val.clusterDim.x = static_cast<unsigned>(cluster);
-  size.val.clusterDim.y = size.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.attrs = &size;
-  config.numAttrs = 1;
-  int count = 0;
-  tensor::check_cuda(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "fp8_gemm");
-  return count > 0 ? count : 1;
-}
-
-// As many stages as fit. CTAs for the most tiles that M rows can make, in clusters.
-template <typename Shape>
-void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, GemmArguments),
-                 const GemmOperands& in, int row_box, int column_box, int tile_columns,
-                 int cluster) {
-  GemmArguments x = in.x;
-  const int lists = RowTiles::bytes(x.experts);
+// As many stages as fit. CTAs for the most tiles that M rows can make.
+template <typename Shape, typename Kernel, typename... Maps>
+void launch_gemm(const Context& ctx, Kernel kernel, GemmArguments x, const Maps&... maps) {
+  const int lists = RowTiles::bytes(x.experts) + Shape::kQueueBytes;
   constexpr int kStage = Shape::kStageBytes + Shape::kScaleBytes + 16;
   x.stages = (kSharedBytes - Shape::kStaging - lists) / kStage;
   LOCKSTEP_CHECK(x.stages >= 2, "fp8_gemm: {} experts are too many for one product", x.experts);
@@ -63,52 +42,51 @@ void launch_gemm(const Context& ctx, void (*kernel)(CUtensorMap, CUtensorMap, Ge
   const std::int64_t row_tiles = x.offsets == nullptr
                                      ? (x.M + Shape::kTileRows - 1) / Shape::kTileRows
                                      : x.M / Shape::kTileRows + (x.experts > x.M ? x.M : x.experts);
-  const std::int64_t tiles = row_tiles * ((x.N + tile_columns - 1) / tile_columns);
+  const std::int64_t tiles = row_tiles * ((x.N + Shape::kColumns - 1) / Shape::kColumns);
   tensor::check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "fp8_gemm");
-  const std::int64_t most =
-      cluster == 1 ? kMultiprocessors : active_clusters(kernel, Shape::kThreads, bytes, cluster);
-  const auto blocks = static_cast<unsigned>((tiles < most ? tiles : most) * cluster);
-  kernel<<<blocks, Shape::kThreads, static_cast<std::size_t>(bytes), stream_of(ctx)>>>(
-      rows_map(in.a.codes_MK, row_box), weight_map(in.b.codes_ENK, column_box), x);
+  const auto blocks = static_cast<unsigned>(tiles < kMultiprocessors ? tiles : kMultiprocessors);
+  kernel<<<blocks, Shape::kThreads, static_cast<std::size_t>(bytes), stream_of(ctx)>>>(maps..., x);
   LOCKSTEP_CUDA_LAUNCHED("fp8_gemm");
 }
 
-template <Fp8Type kA, Fp8Type kB, Scaling kScaling, int kConsumers, int kWaves, int kColumns,
-          int kCluster = 1>
+template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
 void launch_rows(const Context& ctx, const GemmOperands& in) {
-  launch_gemm<RowsShape<kConsumers, kWaves, kColumns, kCluster>>(
-      ctx, fp8_rows_kernel<kA, kB, kScaling, kConsumers, kWaves, kColumns, kCluster>, in, 64,
-      kColumns, kColumns * kCluster, kCluster);
+  launch_gemm<RowsShape>(ctx, fp8_rows_kernel<kA, kB, kScaling>, in.x, rows_map(in.a.codes_MK, 64),
+                         weight_map(in.b.codes_ENK, RowsShape::kColumns));
 }
 
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
 void launch_few(const Context& ctx, const GemmOperands& in) {
-  launch_gemm<FewShape>(ctx, fp8_few_kernel<kA, kB, kScaling>, in, 8, FewShape::kWeights,
-                        FewShape::kWeights, 1);
+  launch_gemm<FewShape>(ctx, fp8_few_kernel<kA, kB, kScaling>, in.x, rows_map(in.a.codes_MK, 8),
+                        weight_map(in.b.codes_ENK, FewShape::kColumns));
+}
+
+template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
+void launch_wide(const Context& ctx, const GemmOperands& in) {
+  using Shape = WideShape;
+  const tensor::ArenaScope scope(*ctx.workspace);
+  const TensorView claimed = ctx.workspace->take(tensor::DType::kInt32, {1});
+  tensor::check_cuda(cudaMemsetAsync(claimed.data, 0, claimed.bytes(), stream_of(ctx)), "fp8_gemm");
+  GemmArguments x = in.x;
+  x.claimed = claimed.as<std::int32_t>();
+  const CUtensorMap a = rows_map(in.a.codes_MK, 64);
+  const CUtensorMap b = weight_map(in.b.codes_ENK, Shape::kColumns);
+  const CUtensorMap d =
+      x.bf16 ? tensor_map(x.d, tensor::DType::kBf16,
+                          {{x.N, 2, Shape::kPiece}, {x.M, 2 * std::int64_t{x.N}, Shape::kBoxRows}},
+                          CU_TENSOR_MAP_SWIZZLE_128B, "fp8_gemm d")
+             : a;  // not used
+  launch_gemm<Shape>(ctx, fp8_wide_kernel<kA, kB, kScaling>, x, a, b, d);
 }
 
 // E4M3 on E4M3 has every plan; the other types, which no recipe uses, have two.
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
 void launch_plan(const Context& ctx, const GemmOperands& in, GemmPlan plan) {
   if (plan == GemmPlan::kFew) return launch_few<kA, kB, kScaling>(ctx, in);
-  if constexpr (kA == Fp8Type::kE4m3 && kB == Fp8Type::kE4m3) {
-    switch (plan) {
-      case GemmPlan::k256x128:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128>(ctx, in);
-      case GemmPlan::k256x128Pair:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 2>(ctx, in);
-      case GemmPlan::k256x128Quad:
-        return launch_rows<kA, kB, kScaling, 2, 2, 128, 4>(ctx, in);
-      case GemmPlan::k128x192:
-        return launch_rows<kA, kB, kScaling, 2, 1, 192>(ctx, in);
-      case GemmPlan::k192x128:
-        return launch_rows<kA, kB, kScaling, 3, 1, 128>(ctx, in);
-      default:
-        break;
-    }
-  }
-  launch_rows<kA, kB, kScaling, 2, 1, 128>(ctx, in);
+  if constexpr (kA == Fp8Type::kE4m3 && kB == Fp8Type::kE4m3)
+    if (plan == GemmPlan::k128x256) return launch_wide<kA, kB, kScaling>(ctx, in);
+  launch_rows<kA, kB, kScaling>(ctx, in);
 }
 
 template <Scaling kScaling>

@@ -9,13 +9,9 @@
 namespace lockstep::ops::cuda {
 
 enum class GemmPlan {
-  k256x128,      // tiles of rows x columns
-  k256x128Pair,  // two CTAs with neighbouring columns share their rows' loads
-  k256x128Quad,  // four
-  k128x128,
-  k128x192,
-  k192x128,
-  kFew,  // up to 64 rows a tile, for decode
+  k128x256,  // tiles of rows x columns
+  k128x128,  // for products of few tiles
+  kFew,      // up to 64 rows a tile, for decode
 };
 
 const std::vector<std::string>& gemm_plan_names();  // in the order of the enumeration

@@ -9,7 +9,7 @@ namespace lockstep::ops::cuda {
 
 // GEMMs store NaN as 0x7FC00000.
 __device__ __forceinline__ float canonical(float x) {
-  return numerics::is_nan(x) ? numerics::bits_float(0x7FC00000u) : x;
+  return x == x ? x : numerics::bits_float(0x7FC00000u);
 }
 __device__ __forceinline__ void store_pair(float* to, float low, float high) {
   *reinterpret_cast<float2*>(to) = make_float2(canonical(low), canonical(high));

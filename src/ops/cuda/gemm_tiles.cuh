@@ -1,5 +1,5 @@
 // How a grouped GEMM is cut into tiles on the device: experts' row counts are only known there. A
-// tile never crosses an expert; a CTA (or cluster) takes tiles first, first + stride, ...
+// tile never crosses an expert; a CTA takes tiles first, first + stride, ... or claims them.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,8 @@ struct RowTile {
 };
 
 // Tile `index` of tiles.first_tile[E] * column_tiles. An expert's tiles lie together; in it, groups
-// of kGroup row tiles share their columns' operand while it is in the L2 cache. An expert's rows
-// are spread evenly over its row tiles, in slices of 64.
+// of kGroup row tiles share their columns' operand while it is in the L2 cache. Only the
+// last row tile of an expert may have fewer slices.
 template <int kTileRows, int kGroup>
 __device__ inline RowTile tile_at(const RowTiles& tiles, int column_tiles, int index) {
   const int row_tile = index / column_tiles;
@@ -80,16 +80,9 @@ __device__ inline RowTile tile_at(const RowTiles& tiles, int column_tiles, int i
   tile.expert = low;
   tile.end = tiles.first_row[low + 1];
   tile.column = column;
-  const int start = tiles.first_row[low];
-  if constexpr (kTileRows > 64) {
-    const int slices = (tile.end - start + 63) / 64;
-    const int from = i * slices / count, to = (i + 1) * slices / count;
-    tile.row = start + 64 * from;
-    tile.slices = to - from;
-  } else {
-    tile.row = start + kTileRows * i;
-    tile.slices = 1;
-  }
+  tile.row = tiles.first_row[low] + kTileRows * i;
+  const int slices = (tile.end - tile.row + 63) / 64;
+  tile.slices = slices < kTileRows / 64 ? slices : kTileRows / 64;
   return tile;
 }
 

@@ -87,14 +87,15 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
         const WgradPlace behind = WgradTile::place(x, next);
         for (int b = 0; b < WgradTile::kBoxes; ++b)
           tma_prefetch_3d(d_map, behind.column + b * kStoreBoxColumns<float>,
-                          behind.row + warpgroup * kStoreBoxRows, behind.expert);
+                          behind.row + warpgroup * kStoreBoxRows, behind.expert,
+                          L2Hint::kEvictFirst);
       }
     } else {
       mbarrier_arrive(boxes.ready);
     }
     mbarrier_wait(boxes.done, parity);
     for (int b = 0; b < WgradTile::kBoxes; ++b)
-      tma_store_3d(d_map, box(b), column(b), row, place.expert);
+      tma_store_3d(d_map, box(b), column(b), row, place.expert, L2Hint::kEvictFirst);
     tma_store_commit();
     tma_store_wait_read<0>();
   }

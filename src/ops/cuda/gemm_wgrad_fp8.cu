@@ -178,12 +178,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     }
     keep_registers(acc);
   };
+  int expert = -1, blocks = 0;
   constexpr std::integral_constant<int, 0> kLast{};
   constexpr std::integral_constant<int, 1> kOneBehind{};
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
        tile += static_cast<int>(gridDim.x), parity ^= 1) {
     const WgradPlace place = Tile::place(g, tile);
-    const int blocks = blocks_of(place.expert);
+    // An expert's tiles follow each other: its rows are looked up once.
+    if (place.expert != expert) blocks = blocks_of(place.expert);
+    expert = place.expert;
 #pragma unroll
     for (float& c : acc) c = 0.0f;
     // The tensor cores have the next block's product while one is added. (Nothing is under way at

@@ -118,10 +118,13 @@ __device__ __forceinline__ void tma_load_4d(std::uint32_t to, const CUtensorMap*
       : "memory");
 }
 // Brings a box to the L2 cache.
-__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x),
-               "r"(y), "r"(z)
-               : "memory");
+__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z,
+                                                L2Hint hint = L2Hint::kNormal) {
+  asm volatile(
+      "cp.async.bulk.prefetch.tensor.3d.L2.global.L2::cache_hint [%0, {%1, %2, %3}], %4;" ::"l"(
+          map),
+      "r"(x), "r"(y), "r"(z), "l"(hint)
+      : "memory");
 }
 // To the same place in every CTA of `mask`, each of whose barriers receives the bytes.
 __device__ __forceinline__ void tma_load_2d_multicast(std::uint32_t to, const CUtensorMap* map,
@@ -143,14 +146,24 @@ __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, std::uint32
       "r"(from), "r"(x), "r"(y)
       : "memory");
 }
-__device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, std::uint32_t from, int x,
-                                             int y, int z) {
+__device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, std::uint32_t from, int x,
+                                             int y, L2Hint hint) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-      "r"(from), "r"(x), "r"(y), "r"(z)
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], "
+      "%4;" ::"l"(map),
+      "r"(from), "r"(x), "r"(y), "l"(hint)
       : "memory");
 }
-// D += the box, in FP32 or whatever the map says; each element's addition is one rounding.
+__device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, std::uint32_t from, int x,
+                                             int y, int z, L2Hint hint = L2Hint::kNormal) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], "
+      "[%1], %5;" ::"l"(map),
+      "r"(from), "r"(x), "r"(y), "r"(z), "l"(hint)
+      : "memory");
+}
+// D += the box, in FP32 or whatever the map says; each element's addition is one rounding; a NaN
+// becomes 0x7FFFFFFF.
 __device__ __forceinline__ void tma_add_3d(const CUtensorMap* map, std::uint32_t from, int x, int y,
                                            int z) {
   asm volatile(

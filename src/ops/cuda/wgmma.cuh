@@ -3,7 +3,7 @@
 // D: thread t of the warpgroup (warp w = t / 32, lane l = t % 32) holds d[4 j + 2 h + c], the
 // element of row 16 w + l / 4 + 8 h and column 8 j + 2 (l % 4) + c. A from registers (BF16): a[0],
 // a[1] are columns 2 (l % 4) + {0, 1} of rows l / 4 and l / 4 + 8, a[2] and a[3] the same 8 columns
-// on.
+// on; FP8: columns 4 (l % 4) + {0 .. 3}, a[2] and a[3] 16 columns on.
 //
 // A and B in shared memory are named by descriptors. FP8: both with the contraction contiguous.
 // BF16: each also transposed (kMajorMn, the other axis contiguous).
@@ -64,6 +64,7 @@ enum class Fp8Type { kE4m3, kE5m2 };
 enum class Major { kK, kMn };
 
 // wgmma_fp8<A, B>(d, a, b, add): m64nNk32, N = 2 * registers of d; add = false starts from zero.
+// wgmma_fp8<A, B>(d, registers of a, b, add): the same.
 // wgmma_bf16<MajorA, MajorB>(d, a, b, add): m64nNk16, a a descriptor.
 // wgmma_bf16<MajorB>(d, registers of a, b, add): m64nNk16.
 
@@ -120,6 +121,14 @@ enum class Major { kK, kMn };
                : LOCKSTEP_DS_##R                                             \
                : "l"(a), "l"(b), "r"(static_cast<int>(add)))
 
+#define LOCKSTEP_WGMMA_FP8_RS(N, R, I0, I1, I2, I3, I4, I5, TYPES)                         \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I5                                    \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k32.f32." TYPES               \
+               " {" LOCKSTEP_REGS_##R "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 \
+                                      ", p, 1, 1;\n}\n"                                    \
+               : LOCKSTEP_DS_##R                                                           \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
+
 #define LOCKSTEP_WGMMA_BF16(N, R, I0, I1, I2, I3, I4)                                          \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I2                                        \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                                    \
@@ -151,6 +160,18 @@ enum class Major { kK, kMn };
     else                                                                                     \
       LOCKSTEP_WGMMA_FP8(N, R, I0, I1, I2, "e5m2.e5m2");                                     \
   }                                                                                          \
+  template <Fp8Type kA, Fp8Type kB>                                                          \
+  __device__ __forceinline__ void wgmma_fp8(float(&d)[R], const std::uint32_t(&a)[4],        \
+                                            std::uint64_t b, bool add) {                     \
+    if constexpr (kA == Fp8Type::kE4m3 && kB == Fp8Type::kE4m3)                              \
+      LOCKSTEP_WGMMA_FP8_RS(N, R, I0, I1, I2, I3, I4, I5, "e4m3.e4m3");                      \
+    else if constexpr (kA == Fp8Type::kE4m3)                                                 \
+      LOCKSTEP_WGMMA_FP8_RS(N, R, I0, I1, I2, I3, I4, I5, "e4m3.e5m2");                      \
+    else if constexpr (kB == Fp8Type::kE4m3)                                                 \
+      LOCKSTEP_WGMMA_FP8_RS(N, R, I0, I1, I2, I3, I4, I5, "e5m2.e4m3");                      \
+    else                                                                                     \
+      LOCKSTEP_WGMMA_FP8_RS(N, R, I0, I1, I2, I3, I4, I5, "e5m2.e5m2");                      \
+  }                                                                                          \
   template <Major kMajorA, Major kMajorB>                                                    \
   __device__ __forceinline__ void wgmma_bf16(float(&d)[R], std::uint64_t a, std::uint64_t b, \
                                              bool add) {                                     \
@@ -175,6 +196,7 @@ LOCKSTEP_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
 #undef LOCKSTEP_WGMMA
 #undef LOCKSTEP_WGMMA_FP8
+#undef LOCKSTEP_WGMMA_FP8_RS
 #undef LOCKSTEP_WGMMA_BF16
 #undef LOCKSTEP_WGMMA_BF16_RS
 #undef LOCKSTEP_D4

@@ -4,15 +4,13 @@
 
 #include "base/error.h"
 #include "gpu/gpu_test.h"
+#include "gpu/trap.h"
 #include "ops/cast.h"
-#include "tensor/cuda_check.h"
 
 namespace lockstep::ops::test {
 namespace {
 
 using FailureGpu = GpuTest;
-
-__global__ void trap() { asm volatile("trap;"); }
 
 TEST_F(FailureGpu, MemoryThatRunsOutIsAMessageAndTheDeviceGoesOn) {
   try {
@@ -20,7 +18,8 @@ TEST_F(FailureGpu, MemoryThatRunsOutIsAMessageAndTheDeviceGoesOn) {
     ADD_FAILURE() << "64 TiB were given";
   } catch (const base::SystemError& e) {
     EXPECT_NE(std::string(e.what()).find("out of GPU memory"), std::string::npos) << e.what();
-    EXPECT_NE(std::string(e.what()).find("train_micro_batch_size"), std::string::npos) << e.what();
+    for (const char* key : {"policy.train_micro_batch_size", "policy.generation.num_blocks"})
+      EXPECT_NE(std::string(e.what()).find(key), std::string::npos) << e.what();
   }
   const Tensor x = empty(DType::kFp32, {1000}), narrow = cpu_output(DType::kBf16, {1000});
   for (int i = 0; i < 1000; ++i) x.as<float>()[i] = 0.1f * static_cast<float>(i);
@@ -37,7 +36,7 @@ TEST(FailureGpuDeathTest, AKernelThatDiesEndsTheRunWithAMessage) {
     try {
       tensor::Arena arena(Device::kCuda);
       const Context ctx = tensor::cuda_context(arena);
-      trap<<<1, 1, 0, tensor::stream_of(ctx)>>>();
+      tensor::test::launch_trap(ctx);
       tensor::synchronize(ctx);
     } catch (const base::SystemError& e) {
       std::fprintf(stderr, "%s\n", e.what());
