@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/philox.h"
+#include "model/device_limits.h"
 #include "tensor/device.h"
 
 namespace lockstep::model {
@@ -39,6 +40,7 @@ Weights on_host(const Weights& weights) {
 
 void move_to(const Context& ctx, Weights& weights) {
   LOCKSTEP_CHECK(weights.quantized.empty(), "weights move before they are quantized");
+  check_widths(ctx.device, weights.config, weights.table, {});
   for (Tensor* t : {&weights.slab, &weights.router_bias}) {
     if (t->view().device == ctx.device) continue;
     Tensor moved(ctx.device, t->view().dtype, t->view().shape);
@@ -114,6 +116,7 @@ std::shared_ptr<QuantizedWeights> quantized_for(const Context& ctx, Weights& wei
   auto q = std::make_shared<QuantizedWeights>();
   q->precision = precision;
   q->fp8 = fp8_params(weights.table, weights.config, precision);
+  check_widths(ctx.device, weights.config, weights.table, q->fp8);
   q->forward.resize(q->fp8.size());
   q->transposed.resize(q->fp8.size());
   for (std::size_t p = 0; p < q->fp8.size(); ++p) {

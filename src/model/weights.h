@@ -49,7 +49,9 @@ Weights make_weights(const ModelConfig& config);
 // they are there already. FP8 codes are left out.
 Weights on_host(const Weights& weights);
 
-// Moves the slab and the selection bias to the context's device. Before quantized_for.
+// Moves the slab and the selection bias to the context's device. Before quantized_for. InputError
+// for a model whose widths the device does not take (model/device_limits.h), here and in
+// quantized_for.
 void move_to(const tensor::Context& ctx, Weights& weights);
 
 // Random weights: normal(0, initializer_range) for matrices, 1 for norms, from Philox(seed) by

@@ -44,7 +44,8 @@ std::vector<std::string> fuzz::seeds() {
     "qk_rope_head_dim": 32, "qk_head_dim": 96, "v_head_dim": 64, "routed_scaling_factor": 2.5,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-06, "rope_theta": 10000,
     "rope_scaling": {"type": "yarn", "factor": 4, "mscale": 1.0, "mscale_all_dim": 1.0}})";
-  return {deepseek, moe + R"("rope_theta": 1000000.0})",
+  return {deepseek,
+          moe + R"("rope_theta": 1000000.0})",
           moe + R"("rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
             "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
             "modules_to_not_convert": ["lm_head"]}})" +
