@@ -62,12 +62,13 @@ __device__ inline const Bf16* first_eight(const Source& source, const Fetch<Sour
 template <bool kVector, typename Source>
 __device__ inline void fetch_input(const Source& source, const Fetch<Source>& f, int input,
                                    uint4* slots) {
+  const std::int64_t stride = source.stride(input);
   const Bf16* from = first_eight(source, f, input);
+  uint4* to = slots + input * kTileThreads;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    fetch_eight<kVector>(source, f, from, input, i,
-                         slots + (i * Source::kInputs + input) * kTileThreads);
-    if constexpr (!Source::kGather) from += source.stride(input);
+  for (int i = 0; i < 8; ++i, to += Source::kInputs * kTileThreads) {
+    fetch_eight<kVector>(source, f, from, input, i, to);
+    if constexpr (!Source::kGather) from += stride;
   }
 }
 

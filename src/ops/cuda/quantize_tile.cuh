@@ -147,18 +147,16 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   }
 }
 
-template <typename Source, Pass kPass, bool kVector>
-__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
-    quantize_tiles(const Source source, const TilePlan plan) {
+// The tiles of a CTA's walk. (A function of its own needs fewer registers than the same text in the
+// kernel.)
+template <Pass kPass, bool kVector, typename Source>
+__device__ inline void quantize_walk(const Source& source, const TilePlan& plan, Walk& walk,
+                                     uint4* stage, TileMemory& memory, ThreadStats& stats) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
-  extern __shared__ uint4 stage[];
-  __shared__ TileMemory memory;
-  ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
   auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   const std::int64_t width = kParts * plan.K;
-  Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
@@ -186,17 +184,21 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     if (more) fetch = start_fetch(source, next);
     const bool ahead = kVector && more;
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
-    // The columns' scales first: while some warps work them out, the others go on with the rows.
+    // With two parts the columns' scales come first: while some warps work them out, the others go
+    // on with the rows.
     const auto quantize = [&](const Values(&x)[8], int part) {
       const std::int64_t at = part * plan.K;
       const bool rows =
           kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
       const bool columns =
           kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
+      if (kParts == 1 && rows)
+        quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
+                                           stats);
       if (columns)
         tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory,
                                   stats);
-      if (rows)
+      if (kParts == 2 && rows)
         quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
                                            stats);
       if (!columns) return;
@@ -210,7 +212,7 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
     if constexpr (!Source::kCombines) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) read_values(slots + i * kTileThreads, x[i]);
-      if (ahead) fetch_inputs(0, 1);
+      if (kVector && more) fetch_inputs(0, 1);
       quantize(x, 0);
     } else if constexpr (kParts == 1) {
       // A row's slots are filled again once it has been read, one row ahead of its use.
@@ -253,6 +255,15 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
       }
     }
   }
+}
+template <typename Source, Pass kPass, bool kVector>
+__global__ void __launch_bounds__(kTileThreads, Source::kCtas)
+    quantize_tiles(const Source source, const TilePlan plan) {
+  extern __shared__ uint4 stage[];
+  __shared__ TileMemory memory;
+  ThreadStats stats;
+  Walk walk = start_walk(plan);
+  quantize_walk<kPass, kVector>(source, plan, walk, stage, memory, stats);
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
 
