@@ -123,9 +123,10 @@ TEST_F(RlRun, DeepseekV3) {
 TEST_F(RlRun, WithoutANumberOfThreadsOpenMpsIsTaken) {
   const Words few = {"num_threads=0", "grpo.max_num_steps=1"};
   const Outcome one = run(rl("one", few), {"OMP_NUM_THREADS=1"});
-  EXPECT_TRUE(holds(one.text, " 1 thread;")) << one.text;
+  // The reason for the CPU may follow in brackets.
+  EXPECT_TRUE(holds(one.text, " 1 thread;") || holds(one.text, " 1 thread (")) << one.text;
   const Outcome two = run(rl("two", few), {"OMP_NUM_THREADS=2"});
-  EXPECT_TRUE(holds(two.text, " 2 threads;")) << two.text;
+  EXPECT_TRUE(holds(two.text, " 2 threads;") || holds(two.text, " 2 threads (")) << two.text;
 }
 
 TEST_F(RlRun, InstructionSetsAgree) {
