@@ -38,15 +38,6 @@ __device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, st
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-// Arrives at the barrier that has this address in the CTA `rank` of the cluster.
-__device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, std::uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
 __device__ __forceinline__ bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
   asm volatile(
@@ -81,15 +72,6 @@ enum class L2Hint : std::uint64_t {
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-__device__ __forceinline__ void tma_load_1d(std::uint32_t to, const CUtensorMap* map,
-                                            std::uint32_t barrier, int x,
-                                            L2Hint hint = L2Hint::kNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%3}], [%2], %4;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(x), "l"(hint)
-      : "memory");
-}
 __device__ __forceinline__ void tma_load_2d(std::uint32_t to, const CUtensorMap* map,
                                             std::uint32_t barrier, int x, int y,
                                             L2Hint hint = L2Hint::kNormal) {
@@ -108,15 +90,6 @@ __device__ __forceinline__ void tma_load_3d(std::uint32_t to, const CUtensorMap*
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "l"(hint)
       : "memory");
 }
-__device__ __forceinline__ void tma_load_4d(std::uint32_t to, const CUtensorMap* map,
-                                            std::uint32_t barrier, int x, int y, int z, int w,
-                                            L2Hint hint = L2Hint::kNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "l"(hint)
-      : "memory");
-}
 // Brings a box to the L2 cache.
 __device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z,
                                                 L2Hint hint = L2Hint::kNormal) {
@@ -124,16 +97,6 @@ __device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, i
       "cp.async.bulk.prefetch.tensor.3d.L2.global.L2::cache_hint [%0, {%1, %2, %3}], %4;" ::"l"(
           map),
       "r"(x), "r"(y), "r"(z), "l"(hint)
-      : "memory");
-}
-// To the same place in every CTA of `mask`, each of whose barriers receives the bytes.
-__device__ __forceinline__ void tma_load_2d_multicast(std::uint32_t to, const CUtensorMap* map,
-                                                      std::uint32_t barrier, std::uint16_t mask,
-                                                      int x, int y, L2Hint hint = L2Hint::kNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%4, %5}], [%2], %3, %6;" ::"r"(to),
-      "l"(map), "r"(barrier), "h"(mask), "r"(x), "r"(y), "l"(hint)
       : "memory");
 }
 // Stores: fence_async_shared() in the writing threads, a barrier, the store by one thread, commit;
@@ -162,26 +125,12 @@ __device__ __forceinline__ void tma_store_3d(const CUtensorMap* map, std::uint32
       "r"(from), "r"(x), "r"(y), "r"(z), "l"(hint)
       : "memory");
 }
-// D += the box, in FP32 or whatever the map says; each element's addition is one rounding; a NaN
-// becomes 0x7FFFFFFF.
-__device__ __forceinline__ void tma_add_3d(const CUtensorMap* map, std::uint32_t from, int x, int y,
-                                           int z) {
-  asm volatile(
-      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], "
-      "[%1];" ::"l"(map),
-      "r"(from), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
 __device__ __forceinline__ void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 template <int kPending>
 __device__ __forceinline__ void tma_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void tma_store_wait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Ordinary writes to shared memory become visible to wgmma and TMA (then synchronise the threads).
@@ -192,9 +141,6 @@ __device__ __forceinline__ void fence_async_shared() {
 // Named barriers 1..15 (0 is __syncthreads) of `threads` threads.
 __device__ __forceinline__ void named_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void named_arrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Registers a thread, for a whole warpgroup; kCount is a multiple of 8.
@@ -207,41 +153,11 @@ __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-__device__ __forceinline__ std::uint32_t cluster_rank() {
-  std::uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-
-// Programmatic dependent launch: the next kernel of the stream may start; wait for the one before.
-__device__ __forceinline__ void launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_launch() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 // 8x8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void store_matrix_x4(std::uint32_t to, std::uint32_t a, std::uint32_t b,
                                                 std::uint32_t c, std::uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
                "r"(b), "r"(c), "r"(d)
-               : "memory");
-}
-__device__ __forceinline__ void store_matrix_x2(std::uint32_t to, std::uint32_t a,
-                                                std::uint32_t b) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b)
-               : "memory");
-}
-__device__ __forceinline__ void store_matrix_x4_transposed(std::uint32_t to, std::uint32_t a,
-                                                           std::uint32_t b, std::uint32_t c,
-                                                           std::uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
-               "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
 __device__ __forceinline__ void store_matrix_x2_transposed(std::uint32_t to, std::uint32_t a,

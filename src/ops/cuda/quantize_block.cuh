@@ -28,12 +28,6 @@ __device__ inline std::uint32_t max_u16x2(std::uint32_t a, std::uint32_t b) {
   return d;
 }
 
-__device__ inline std::uint32_t min_u16x2(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t d;
-  asm("min.u16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-
 __device__ inline float value(const Bf16x8& x, int c) {
   const std::uint32_t w = x.w[c / 2];
   return numerics::bits_float(c % 2 != 0 ? w & 0xFFFF0000u : w << 16);

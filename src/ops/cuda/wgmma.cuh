@@ -27,17 +27,6 @@ __device__ __forceinline__ std::uint64_t operand_128b(std::uint32_t address,
   return (std::uint64_t{1} << 62) | (static_cast<std::uint64_t>((stride & 0x3FFFF) >> 4) << 32) |
          (static_cast<std::uint64_t>((leading & 0x3FFFF) >> 4) << 16) | ((address & 0x3FFFF) >> 4);
 }
-// The same for rows of 64 bytes (swizzle 64, eight rows are 512 bytes) and 32 bytes (256 bytes).
-__device__ __forceinline__ std::uint64_t operand_64b(std::uint32_t address,
-                                                     std::uint32_t stride = 512,
-                                                     std::uint32_t leading = 16) {
-  return operand_128b(address, stride, leading) ^ (std::uint64_t{3} << 62);
-}
-__device__ __forceinline__ std::uint64_t operand_32b(std::uint32_t address,
-                                                     std::uint32_t stride = 256,
-                                                     std::uint32_t leading = 16) {
-  return operand_128b(address, stride, leading) ^ (std::uint64_t{2} << 62);
-}
 
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
