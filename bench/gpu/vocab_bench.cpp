@@ -27,7 +27,7 @@ Tensor random_on_gpu(const tensor::Context& ctx, std::int64_t n, double deviatio
   const std::int64_t piece = std::min<std::int64_t>(n, 1 << 20);
   const Tensor host = test::random_normal(rng, DType::kFp32, {piece}, deviation);
   Tensor out(Device::kCuda, DType::kFp32, {n});
-  for (std::int64_t at = 0; at < n; at += piece > 4 ? piece - 4 : piece) {
+  for (std::int64_t at = 0; at<n; at += piece> 4 ? piece - 4 : piece) {
     const std::int64_t count = std::min(piece, n - at);
     tensor::copy(ctx, host.view().rows(0, count), out.view().rows(at, count));
   }

@@ -25,7 +25,7 @@ constexpr int kPanel = kVectors * kLanes / 2;  // columns of a panel
 constexpr int kHalf = kLanes / 2;              // doubles in a vector
 constexpr int kNonzero = 1024;                 // lifts sums of two exponents above all others
 constexpr int kExponentBias = 2 * kNonzero + 2 * 127;
-constexpr int kLarge = 100;    // sums stay below 2^128 while no exponent is above it
+constexpr int kLarge = 100;  // sums stay below 2^128 while no exponent is above it
 constexpr int kLowest = numerics::kLowestAlignment;
 
 struct ColumnSlice {
