@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "numerics/reduce.h"
+#include "ops/cpu/rms.h"
 
 namespace lockstep::ops::cpu::LOCKSTEP_ISA {
 
@@ -33,11 +34,7 @@ void rms_norm_columns(const Context& ctx, const Columns& x, const TensorView& w_
   for (std::int64_t t = 0; t < T; ++t) {
     const Bf16* from = row_of(x, t);
     Bf16* to = row_of(h, t);
-    const float sum = numerics::lane_sum<float>(D, [from](std::int64_t i, float acc) {
-      const float v = to_float(from[i]);
-      return fma(v, v, acc);
-    });
-    const float rstd = 1.0f / __builtin_sqrtf(sum / static_cast<float>(D) + eps);
+    const float rstd = reciprocal_rms(from, D, eps);
     data<float>(rstd_T)[t] = rstd;
     for (std::int64_t d = 0; d < D; ++d)
       to[d] = to_bf16((to_float(from[d]) * rstd) * to_float(w[d]));
@@ -81,7 +78,7 @@ void rms_norm_columns_backward(const Context& ctx, const Columns& d_h, const Col
       const float sum = numerics::lane_sum<float>(D, [=](std::int64_t i, float acc) {
         return fma(to_float(dh[i]) * to_float(w[i]), to_float(from[i]), acc);
       });
-      const float k = ((sum * rstd) * (rstd * rstd)) / static_cast<float>(D);
+      const float k = rms_backward_factor(sum, rstd, D);
       for (std::int64_t d = 0; d < D; ++d)
         to[d] = to_bf16(fma(-to_float(from[d]), k, rstd * (to_float(dh[d]) * to_float(w[d]))));
     }

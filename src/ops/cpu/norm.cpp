@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "numerics/reduce.h"
+#include "ops/cpu/rms.h"
 
 namespace lockstep::ops::cpu::LOCKSTEP_ISA {
 
@@ -17,19 +18,6 @@ using numerics::to_float;
 template <typename T>
 T* data(const TensorView& view) {
   return static_cast<T*>(view.data);
-}
-
-float reciprocal_rms(const Bf16* x, std::int64_t n, float eps) {
-  const float sum = numerics::lane_sum<float>(n, [x](std::int64_t i, float acc) {
-    const float v = to_float(x[i]);
-    return fma(v, v, acc);
-  });
-  return 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
-}
-
-// The factor of -x in the norm's backward, from t = sum of (dh*w) * x.
-float backward_factor(float t, float rstd, std::int64_t n) {
-  return ((t * rstd) * (rstd * rstd)) / static_cast<float>(n);
 }
 
 }  // namespace
@@ -78,7 +66,7 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
       const float sum = numerics::lane_sum<float>(D, [=](std::int64_t i, float acc) {
         return fma(to_float(dh[i]) * to_float(w[i]), to_float(x[i]), acc);
       });
-      const float k = backward_factor(sum, rstd, D);
+      const float k = rms_backward_factor(sum, rstd, D);
       const auto gradient = [=](std::int64_t d) {
         return fma(-to_float(x[d]), k, rstd * (to_float(dh[d]) * to_float(w[d])));
       };
@@ -189,7 +177,7 @@ void head_norm_rope_backward(const Context& ctx, const TensorView& d_out_THK, co
         const float sum = numerics::lane_sum<float>(K, [&](std::int64_t i, float a) {
           return fma(dy[i] * to_float(w[i]), to_float(head[i]), a);
         });
-        const float k = backward_factor(sum, rstd, K);
+        const float k = rms_backward_factor(sum, rstd, K);
         for (std::int64_t i = 0; i < K; ++i) {
           const float v = to_float(head[i]);
           acc[i] = fma(dy[i], v * rstd, acc[i]);
