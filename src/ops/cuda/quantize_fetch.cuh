@@ -17,9 +17,15 @@ namespace lockstep::ops::cuda {
 // Inputs wait in shared memory, where a thread has slots of its own, the held one in registers; the
 // inputs of the next tile take them as soon as they are free. Where rows are not aligned, nothing
 // is fetched ahead.
+//
+// Gathered rows take a ring of three halves of a tile: each row lies somewhere else, and with the
+// next tile alone on its way the memory would not be busy all the time. (Rows that follow each
+// other are slower that way.)
+template <typename Source>
+inline constexpr bool kInRing = Source::kGather;
 template <typename Source>
 inline constexpr int kStageBytes =
-    Source::kInputs* kQuantBlock* kQuantBlock * 2 + Source::kTableBytes;
+    (kInRing<Source> ? 3 : 2 * Source::kInputs) * kQuantBlock* kQuantBlock + Source::kTableBytes;
 
 template <typename Source>
 struct Fetch {
@@ -39,19 +45,23 @@ __device__ inline Fetch<Source> start_fetch(const Source& source, const Tile& ti
     for (int i = 0; i < 8; ++i) f.gathered[i] = i < f.rows ? source.gathered(f.row + i) : 0;
   return f;
 }
+// 16 bytes, or zeros, on their way to shared memory.
+__device__ inline void copy_eight(uint4* to, const Bf16* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
+
 // The eight at `from`, of the thread's row i, into a slot.
 template <bool kVector, typename Source>
 __device__ inline void fetch_eight(const Source& source, const Fetch<Source>& f, const Bf16* from,
                                    int input, int i, uint4* to) {
   if constexpr (Source::kGather) from += f.gathered[i] * source.stride(input);
-  if constexpr (kVector) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(i < f.rows ? 16 : 0)
-                 : "memory");
-  } else {
+  if constexpr (kVector)
+    copy_eight(to, from, i < f.rows);
+  else
     *to = shared8(load8<false>(from, i < f.rows ? f.columns : 0));
-  }
 }
 template <typename Source>
 __device__ inline const Bf16* first_eight(const Source& source, const Fetch<Source>& f, int input) {

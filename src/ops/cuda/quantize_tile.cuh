@@ -20,6 +20,8 @@ struct TileMemory {
     alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
   };
   alignas(16) float inverse[kQuantBlock];
+  Walk walk;  // of the ring, where one thread finds the tiles, number i at i % 4
+  Tile tiles[4];
 };
 
 template <Pass kPass, bool kVector, typename Values>
@@ -147,16 +149,111 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
   }
 }
 
+// One part of a tile, whose columns are those of the source from `at` on.
+template <Pass kPass, bool kVector, int kParts, typename Values>
+__device__ inline void quantize_part(const TilePlan& plan, const Tile& tile, const Values (&x)[8],
+                                     std::int64_t at, TileMemory& memory, ThreadStats& stats) {
+  const std::int64_t width = kParts * plan.K;
+  const int own = static_cast<int>(threadIdx.x) % 16 * 8;
+  const bool rows =
+      kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
+  const bool columns =
+      kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
+  const auto quantize_rows = [&] {
+    if (rows)
+      quantize_tile_rows<kPass, kVector>(plan, tile, x, at + tile.column0 + own, tile.columns - own,
+                                         width, stats);
+  };
+  // With two parts the columns' scales come first: while some warps work them out, the others go on
+  // with the rows.
+  if (kParts == 1) quantize_rows();
+  if (columns)
+    tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory, stats);
+  if (kParts == 2) quantize_rows();
+  if (!columns) return;
+  __syncthreads();
+  if constexpr (kPass != Pass::kLargest)
+    quantize_tile_columns<kVector>(plan, tile, x, at + tile.column0, tile.columns, memory, stats);
+}
+
+// The tiles of a CTA's walk where rows are gathered, through a ring: the first four rows of each
+// thread and its last four follow each other around it.
+template <Pass kPass, typename Source>
+__device__ inline void quantize_ring(const Source& source, const TilePlan& plan, uint4* stage,
+                                     TileMemory& memory, ThreadStats& stats) {
+  const int thread = static_cast<int>(threadIdx.x);
+  uint4* slots = stage + thread;
+  constexpr int kHalf = 4 * kTileThreads;
+  const auto find = [&](unsigned number) {
+    Tile& tile = memory.tiles[number % 4];
+    if (next_tile<kPass>(plan, memory.walk, tile)) return;
+    tile = {};
+    tile.rows = -1;
+  };
+  struct Half {
+    const Bf16* column;  // in row 0
+    int rows;
+    std::int32_t gathered[4];
+  };
+  const auto half_of = [&](unsigned number, int half) {
+    const Tile& tile = memory.tiles[number % 4];
+    const int row = thread / 16 * 8 + 4 * half, column = thread % 16 * 8;
+    Half h;
+    h.column = source.at(0, 0, tile.column0 + column);
+    h.rows = column < tile.columns ? tile.rows - row : 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      h.gathered[i] = i < h.rows ? source.gathered(tile.row0 + row + i) : 0;
+    return h;
+  };
+  const auto fetch = [&](const Half& h, int place) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      copy_eight(slots + place * kHalf + i * kTileThreads,
+                 h.column + h.gathered[i] * source.stride(0), i < h.rows);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  if (thread == 0) {
+    memory.walk = start_walk<kPass>(plan);
+    for (unsigned i = 0; i < 3; ++i) find(i);
+  }
+  __syncthreads();
+  fetch(half_of(0, 0), 0);
+  fetch(half_of(0, 1), 1);
+  fetch(half_of(1, 0), 2);
+  int place = 0;
+  for (unsigned number = 0;; ++number) {
+    const Tile tile = memory.tiles[number % 4];
+    if (tile.rows < 0) break;
+    if (thread == 0) find(number + 3);
+    const Half second = half_of(number + 1, 1), first = half_of(number + 2, 0);
+    asm volatile("cp.async.wait_group 1;" ::: "memory");  // all but the next tile's first half
+    const int after = place == 2 ? 0 : place + 1;
+    Bf16x8 x[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      read_values(slots + place * kHalf + i * kTileThreads, x[i]);
+      read_values(slots + after * kHalf + i * kTileThreads, x[4 + i]);
+    }
+    fetch(second, place);
+    fetch(first, after);
+    place = after == 2 ? 0 : after + 1;
+    quantize_part<kPass, true, 1>(plan, tile, x, 0, memory, stats);
+    if (kPass == Pass::kLargest ? plan.column_largest == nullptr : plan.column_codes == nullptr)
+      __syncthreads();  // nothing else keeps thread 0 from finding tiles ahead
+  }
+}
+
 // The tiles of a CTA's walk. (A function of its own needs fewer registers than the same text in the
 // kernel.)
 template <Pass kPass, bool kVector, typename Source>
-__device__ inline void quantize_walk(const Source& source, const TilePlan& plan, Walk& walk,
-                                     uint4* stage, TileMemory& memory, ThreadStats& stats) {
+__device__ inline void quantize_walk(const Source& source, const TilePlan& plan, uint4* stage,
+                                     TileMemory& memory, ThreadStats& stats) {
   using Values = typename Source::Values;
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
   uint4* slots = stage + threadIdx.x;
   auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
-  const std::int64_t width = kParts * plan.K;
+  Walk walk = start_walk<kPass>(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};
@@ -184,28 +281,8 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
     if (more) fetch = start_fetch(source, next);
     const bool ahead = kVector && more;
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
-    // With two parts the columns' scales come first: while some warps work them out, the others go
-    // on with the rows.
     const auto quantize = [&](const Values(&x)[8], int part) {
-      const std::int64_t at = part * plan.K;
-      const bool rows =
-          kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
-      const bool columns =
-          kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
-      if (kParts == 1 && rows)
-        quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
-                                           stats);
-      if (columns)
-        tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory,
-                                  stats);
-      if (kParts == 2 && rows)
-        quantize_tile_rows<kPass, kVector>(plan, tile, x, at + here.column, here.columns, width,
-                                           stats);
-      if (!columns) return;
-      __syncthreads();
-      if constexpr (kPass != Pass::kLargest)
-        quantize_tile_columns<kVector>(plan, tile, x, at + tile.column0, tile.columns, memory,
-                                       stats);
+      quantize_part<kPass, kVector, kParts>(plan, tile, x, part * plan.K, memory, stats);
     };
     Values x[8];
     const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
@@ -262,8 +339,10 @@ __global__ void __launch_bounds__(kTileThreads, Source::kCtas)
   extern __shared__ uint4 stage[];
   __shared__ TileMemory memory;
   ThreadStats stats;
-  Walk walk = start_walk(plan);
-  quantize_walk<kPass, kVector>(source, plan, walk, stage, memory, stats);
+  if constexpr (kVector && kInRing<Source>)
+    quantize_ring<kPass>(source, plan, stage, memory, stats);
+  else
+    quantize_walk<kPass, kVector>(source, plan, stage, memory, stats);
   if (kPass != Pass::kLargest && plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
 
