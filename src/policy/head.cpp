@@ -71,12 +71,13 @@ std::vector<RowStats> head_forward(const Context& ctx, const ModelView& model,
 
 void head_backward(const Context& ctx, const ModelView& model, const TensorView& hidden_TD,
                    const HeadRows& rows, const std::vector<float>& g_R,
-                   const TensorView& d_hidden_TD, const TensorView& grads) {
+                   const TensorView& d_hidden_TD, const Gradients& grads) {
   const model::ModelConfig& c = model.weights->config;
   const int p = model.weights->table.head;
   const TensorView w = model.weights->view(p).reshape({1, c.vocab_size, c.hidden_size});
   const TensorView dw =
-      model::param_view(model.weights->table, grads, p).reshape({1, c.vocab_size, c.hidden_size});
+      grads.view(model.weights->table, p).reshape({1, c.vocab_size, c.hidden_size});
+  if (rows.count() == 0 && !grads.accumulate) tensor::fill_bytes(ctx, dw, 0);
   tensor::fill_bytes(ctx, d_hidden_TD, 0);
   ArenaScope outer(*ctx.workspace);
   const TensorView g = tensor::upload<float>(ctx, *ctx.workspace, g_R);
@@ -89,7 +90,8 @@ void head_backward(const Context& ctx, const ModelView& model, const TensorView&
     ops::vocab_backward(ctx, chunk.logits_RV, chunk.targets_R, rows.sampling, rows.stats + begin,
                         g.rows(begin, chunk.count), d_logits_RV);
     ops::bf16_gemm(ctx, d_logits_RV, w, ops::BLayout::kKN, {}, d_hidden_RD);
-    ops::bf16_weight_gradient(ctx, d_logits_RV, chunk.hidden_RD, offsets, true, dw);
+    ops::bf16_weight_gradient(ctx, d_logits_RV, chunk.hidden_RD, offsets,
+                              grads.accumulate || begin > 0, dw);
     ops::scatter_rows(ctx, d_hidden_RD, chunk.rows_R, d_hidden_TD);
   }
 }

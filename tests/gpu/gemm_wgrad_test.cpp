@@ -46,7 +46,8 @@ class WgradGpu : public GpuTest {
 
   void check_fp8(std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
                  Scaling scaling = Scaling::kBlock, DType dy_type = DType::kE4m3,
-                 DType x_type = DType::kE4m3, std::int64_t spare_rows = 128, int nan_expert = -1) {
+                 DType x_type = DType::kE4m3, std::int64_t spare_rows = 128, int nan_expert = -1,
+                 float scale = 1) {
     const std::int64_t E = static_cast<std::int64_t>(offsets.size()) - 1;
     const std::vector<std::int32_t> padded = padded_to_128(offsets);
     const std::int64_t R = padded.back() + spare_rows;
@@ -68,6 +69,8 @@ class WgradGpu : public GpuTest {
     const Tensor dy = columns(dy_type, N), x = columns(x_type, K);
     const Tensor sdy = spread_scales(rng, {block ? (R + 127) / 128 : E, N}),
                  sx = spread_scales(rng, {block ? (R + 127) / 128 : E, K});
+    for (const Tensor* s : {&sdy, &sx})
+      for (std::int64_t i = 0; i < s->view().count(); ++i) s->as<float>()[i] *= scale;
     const Tensor o = int32_tensor(offsets), p = int32_tensor(padded);
     const Fp8Columns cpu_dy{dy, sdy, scaling}, cpu_x{x, sx, scaling};
     const Fp8Columns gpu_dy{on_gpu(dy), on_gpu(sdy), scaling},
@@ -156,6 +159,12 @@ TEST_F(WgradGpu, Fp8Types) {
     for (const DType dy : {DType::kE4m3, DType::kE5m2})
       for (const DType x : {DType::kE4m3, DType::kE5m2})
         check_fp8(48, 64, {0, 150, 290}, scaling, dy, x);
+}
+
+// Many products are too small for FP32; those below zero are written as +0.
+TEST_F(WgradGpu, Fp8TinyScales) {
+  for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow})
+    check_fp8(144, 80, {0, 3, 3, 200}, scaling, DType::kE4m3, DType::kE4m3, 128, -1, 0x1p-71f);
 }
 
 TEST_F(WgradGpu, Fp8NanOfAnotherExpertStaysThere) {

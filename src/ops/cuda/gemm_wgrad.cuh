@@ -101,7 +101,7 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
   }
 }
 
-// A warpgroup's results to its boxes: old + acc or acc.
+// A warpgroup's results to its boxes: old + acc, or +0 + acc (a scale can make an acc -0).
 template <bool kAccumulate>
 __device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint32_t parity,
                                              const float (&acc)[WgradTile::kValues]) {
@@ -115,12 +115,9 @@ __device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint3
         const std::uint32_t at = place_in_box<float>(
             boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes), h, j);
         const float2 pair = pair_of_box<float>(acc, b, h, j);
-        if constexpr (kAccumulate) {
-          const float2 old = take_pair(at);
-          put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
-        } else {
-          put_pair(at, pair.x, pair.y, 0.0f);
-        }
+        float2 old = make_float2(0.0f, 0.0f);
+        if constexpr (kAccumulate) old = take_pair(at);
+        put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
       }
   fence_async_shared();
   __syncwarp();
