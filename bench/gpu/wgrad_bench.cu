@@ -111,19 +111,48 @@ double probe_error(const Context& ctx, const Probe& p) {
   return std::sqrt(difference / size);
 }
 
-// The card is warm after a measurement and its clock low: each starts after a pause.
-Timing time_rested(const Context& ctx, const std::function<void(int)>& run, int samples,
-                   int inner) {
-  tensor::check_cuda(cudaStreamSynchronize(tensor::stream_of(ctx)), "cudaStreamSynchronize");
-  std::this_thread::sleep_for(std::chrono::milliseconds(250));
-  return time_kernel(ctx, run, samples, inner);
+// Cycles and nanoseconds of one multiprocessor, as far as it has got.
+__global__ void clock_kernel(unsigned long long* cycles_nanoseconds) {
+  unsigned multiprocessor;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));
+  unsigned long long cycles, nanoseconds;
+  asm volatile("mov.u64 %0, %%clock64;\n\tmov.u64 %1, %%globaltimer;"
+               : "=l"(cycles), "=l"(nanoseconds));
+  if (threadIdx.x == 0 && multiprocessor == 0) {
+    cycles_nanoseconds[0] = cycles;
+    cycles_nanoseconds[1] = nanoseconds;
+  }
 }
 
-void print(const Case& c, const std::string& what, const Timing& t, double error) {
+struct ClockedTiming : Timing {
+  double gigahertz = 0;  // over all samples
+};
+
+// The card is warm after a measurement and its clock low: each starts after a pause.
+ClockedTiming time_rested(const Context& ctx, const std::function<void(int)>& run, int samples,
+                          int inner) {
+  const Tensor clocks(Device::kCuda, DType::kFp64, {4});
+  auto* at = static_cast<unsigned long long*>(clocks.view().data);
+  const auto look = [&](int i) {
+    clock_kernel<<<264, 1024, 0, tensor::stream_of(ctx)>>>(at + 2 * i);
+    LOCKSTEP_CUDA_LAUNCHED("clock");
+  };
+  tensor::check_cuda(cudaStreamSynchronize(tensor::stream_of(ctx)), "cudaStreamSynchronize");
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+  look(0);
+  ClockedTiming t{time_kernel(ctx, run, samples, inner)};
+  look(1);
+  const Tensor host = tensor::to_host(clocks);
+  const auto* v = static_cast<const unsigned long long*>(host.view().data);
+  t.gigahertz = static_cast<double>(v[2] - v[0]) / static_cast<double>(v[3] - v[1]);
+  return t;
+}
+
+void print(const Case& c, const std::string& what, const ClockedTiming& t, double error) {
   const double flops = 2.0 * static_cast<double>(c.s.rows * c.s.N * c.s.K);
-  std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f)", c.s.name, what.c_str(),
-              t.median * 1e3, flops / t.median * 1e-12, flops / t.p90 * 1e-12,
-              flops / t.p10 * 1e-12);
+  std::printf("%-20s %-26s %8.3f ms  %7.0f TFLOPS (p10 %.0f, p90 %.0f) at %.2f GHz", c.s.name,
+              what.c_str(), t.median * 1e3, flops / t.median * 1e-12, flops / t.p90 * 1e-12,
+              flops / t.p10 * 1e-12, t.gigahertz);
   if (error >= 0) std::printf("  error %.1e", error);
   std::printf("\n");
   std::fflush(stdout);

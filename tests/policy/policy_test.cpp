@@ -113,12 +113,10 @@ TEST(Policy, FirstMicroBatchWritesWhatAddingToZerosGives) {
         }
         return bytes(p.grads);
       };
-      for (const int micro_batches : {1, 2, 3})
-        for (const int first : {0, 1, 2})
-          EXPECT_TRUE(gradients(micro_batches, first, false) ==
-                      gradients(micro_batches, first, true))
-              << f.name << ", fp8 " << precision.fp8 << ", " << micro_batches
-              << " micro-batches from " << first;
+      for (const auto& [micro_batches, first] : {std::pair{1, 0}, {1, 1}, {2, 2}, {3, 0}})
+        EXPECT_TRUE(gradients(micro_batches, first, false) == gradients(micro_batches, first, true))
+            << f.name << ", fp8 " << precision.fp8 << ", " << micro_batches
+            << " micro-batches from " << first;
     }
 }
 
