@@ -29,8 +29,10 @@ void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, 
                const TensorView& offsets_E1, const TensorView& d_MN);
 
 // d[e, n, k] = sum over the rows of segment e of dy[m, n] x[m, k]; BF16 inputs, FP32 [E, N, K].
-// accumulate as above.
+// accumulate as above. chain_rows > 0 (a multiple of 64): a chain for every so many rows of a
+// segment, from its first on, and their results added to d one after the other; 0: one chain.
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK);
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK,
+                          std::int64_t chain_rows = 0);
 
 }  // namespace lockstep::ops

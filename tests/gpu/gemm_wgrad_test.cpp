@@ -24,7 +24,7 @@ class WgradGpu : public GpuTest {
   }
 
   void check_bf16(std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
-                  bool grouped = true, bool nan_behind_first = false) {
+                  bool grouped = true, bool nan_behind_first = false, std::int64_t chain_rows = 0) {
     const std::int64_t E = static_cast<std::int64_t>(offsets.size()) - 1, M = offsets.back();
     Tensor dy = spread_values(rng, DType::kBf16, {M, N}),
            x = spread_values(rng, DType::kBf16, {M, K});
@@ -35,12 +35,12 @@ class WgradGpu : public GpuTest {
     const Tensor o = grouped ? int32_tensor(offsets) : Tensor();
     const TensorView gpu_dy = on_gpu(dy), gpu_x = on_gpu(x), gpu_o = on_gpu(o);
     compare(
-        {E, N, K}, "bf16 " + text_of(offsets),
+        {E, N, K}, fmt::format("bf16 {} chains of {}", text_of(offsets), chain_rows),
         [&](bool accumulate, const TensorView& d) {
-          bf16_weight_gradient(cpu, dy, x, o, accumulate, d);
+          bf16_weight_gradient(cpu, dy, x, o, accumulate, d, chain_rows);
         },
         [&](bool accumulate, const TensorView& d) {
-          bf16_weight_gradient(gpu, gpu_dy, gpu_x, gpu_o, accumulate, d);
+          bf16_weight_gradient(gpu, gpu_dy, gpu_x, gpu_o, accumulate, d, chain_rows);
         });
   }
 
@@ -119,6 +119,16 @@ TEST_F(WgradGpu, Bf16OddWidths) {
 TEST_F(WgradGpu, Bf16Groups) {
   check_bf16(136, 72, {0, 0, 1, 34, 34, 163, 167, 300, 300});
   check_bf16(72, 136, {0, 0, 0});
+}
+
+TEST_F(WgradGpu, Bf16Chains) {
+  for (const std::int64_t chain : {64, 128, 1024}) {
+    for (const int M : {0, 1, 63, 64, 65, 128, 129, 1023, 1025, 2048})
+      check_bf16(24, 40, {0, M}, M % 2 == 0, false, chain);
+    check_bf16(136, 72, {0, 0, 1, 34, 34, 163, 419, 700, 700}, true, false, chain);
+    check_bf16(1544, 1304, {0, 300, 300, 391}, true, false, chain);
+    check_bf16(33, 67, {0, 5, 5, 150}, true, false, chain);
+  }
 }
 
 TEST_F(WgradGpu, Bf16NanOfAnotherExpertStaysThere) {

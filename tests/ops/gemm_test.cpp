@@ -406,6 +406,38 @@ TEST(Bf16WeightGradient, EqualsScalarModel) {
   }
 }
 
+TEST(Bf16WeightGradient, ChainsAreAddedOneAfterTheOther) {
+  Rng rng(20);
+  const std::int64_t E = 4, N = 19, K = 70, M = 400;
+  const std::vector<std::int32_t> offsets{0, 0, 64, 257, 400};
+  const Tensor o = int32_tensor(offsets), dy = wide(rng, DType::kBf16, {M, N}),
+               x = wide(rng, DType::kBf16, {M, K}),
+               start = random_normal(rng, DType::kFp32, {E, N, K});
+  tensor::Arena arena;
+  const Context ctx = context(arena, Isa::kPortable);
+  for (const bool accumulate : {false, true}) {
+    const Tensor expected = empty(DType::kFp32, {E, N, K});
+    std::memcpy(expected.view().data, start.view().data, start.view().bytes());
+    for (std::int64_t e = 0; e < E; ++e) {
+      const TensorView d = expected.view().rows(e, 1);
+      std::int64_t begin = offsets[e];
+      do {
+        const std::int64_t count = std::min<std::int64_t>(128, offsets[e + 1] - begin);
+        bf16_weight_gradient(ctx, dy.view().rows(begin, count), x.view().rows(begin, count), {},
+                             accumulate || begin > offsets[e], d);
+        begin += 128;
+      } while (begin < offsets[e + 1]);
+    }
+    expect_model(
+        expected,
+        [&](const Context& any, const TensorView& d) {
+          bf16_weight_gradient(any, dy, x, o, accumulate, d, 128);
+        },
+        accumulate ? start.view() : TensorView{});
+  }
+  EXPECT_THROW(bf16_weight_gradient(ctx, dy, x, o, true, start, 100), base::ContractError);
+}
+
 // c is carried on, whatever it holds; strides are free; bytes beside the tile stay.
 TEST(Bf16Chain, CarriesOnFromC) {
   Rng rng(17);

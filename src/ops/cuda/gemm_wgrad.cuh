@@ -101,11 +101,11 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
   }
 }
 
-// A warpgroup's results to its boxes: old + acc, or +0 + acc (a scale can make an acc -0).
-template <bool kAccumulate>
-__device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint32_t parity,
-                                             const float (&acc)[WgradTile::kValues]) {
-  mbarrier_wait(boxes.ready, parity);
+// A warpgroup's results to its boxes, added to what is there or to +0 (a scale can make an acc -0).
+// Each thread has its own places.
+template <bool kAdd>
+__device__ __forceinline__ void put_results(const WgradBoxes& boxes,
+                                            const float (&acc)[WgradTile::kValues]) {
 #pragma unroll
   for (int b = 0; b < WgradTile::kBoxes; ++b)
 #pragma unroll
@@ -116,9 +116,11 @@ __device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint3
             boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes), h, j);
         const float2 pair = pair_of_box<float>(acc, b, h, j);
         float2 old = make_float2(0.0f, 0.0f);
-        if constexpr (kAccumulate) old = take_pair(at);
+        if constexpr (kAdd) old = take_pair(at);
         put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
       }
+}
+__device__ __forceinline__ void give_boxes(const WgradBoxes& boxes) {
   fence_async_shared();
   __syncwarp();
   if (threadIdx.x % 32 == 0) mbarrier_arrive(boxes.done);
