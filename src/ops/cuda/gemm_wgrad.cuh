@@ -82,14 +82,6 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
       mbarrier_arrive_expect(boxes.ready, WgradTile::kBoxBytes);
       for (int b = 0; b < WgradTile::kBoxes; ++b)
         tma_load_3d(box(b), d_map, boxes.ready, column(b), row, place.expert, L2Hint::kEvictFirst);
-      // The boxes are free late; the next tile's old values are on their way to the L2 cache.
-      if (const int next = tile + static_cast<int>(gridDim.x); next < WgradTile::count(x)) {
-        const WgradPlace behind = WgradTile::place(x, next);
-        for (int b = 0; b < WgradTile::kBoxes; ++b)
-          tma_prefetch_3d(d_map, behind.column + b * kStoreBoxColumns<float>,
-                          behind.row + warpgroup * kStoreBoxRows, behind.expert,
-                          L2Hint::kEvictFirst);
-      }
     } else {
       mbarrier_arrive(boxes.ready);
     }
