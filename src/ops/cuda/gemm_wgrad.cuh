@@ -1,6 +1,6 @@
 // What the weight gradients share: tiles of one expert's d[n, k], computed by warpgroups of 64 rows
-// each, and how they reach d. A warp of its own brings d's old values to
-// shared memory while the tile is computed, and takes the sums away while the next one is.
+// each, and how they reach d. A warp of its own brings d's old values to shared memory while the
+// tile is computed, and takes the sums away while the next one is.
 #pragma once
 
 #include "ops/cuda/gemm_ring.cuh"
