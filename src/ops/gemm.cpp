@@ -13,6 +13,9 @@ using tensor::Device;
 using tensor::DType;
 using tensor::Shape;
 
+// More rows than there are, so that one chain takes them all; a multiple of 64.
+constexpr std::int64_t kMaxChainRows = std::int64_t{1} << 30;
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 void require_fp8(const TensorView& codes, const Shape& shape, const char* name) {
@@ -125,14 +128,20 @@ void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, 
 }
 
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK,
+                          std::int64_t chain_rows) {
   tensor::require(dy_MN, DType::kBf16, {-1, -1}, "bf16_weight_gradient dy");
   tensor::require(x_MK, DType::kBf16, {dy_MN.dim(0), -1}, "bf16_weight_gradient x");
   tensor::require(d_ENK, DType::kFp32, {-1, dy_MN.dim(1), x_MK.dim(1)},
                   "bf16_weight_gradient output");
   require_groups(offsets_E1, d_ENK.dim(0), dy_MN.dim(0));
-  LOCKSTEP_CUDA_CALL(ctx, bf16_weight_gradient, ctx, dy_MN, x_MK, offsets_E1, accumulate, d_ENK);
-  LOCKSTEP_CPU_CALL(ctx, bf16_weight_gradient, ctx, dy_MN, x_MK, offsets_E1, accumulate, d_ENK);
+  LOCKSTEP_CHECK(chain_rows >= 0 && chain_rows % 64 == 0 && chain_rows <= kMaxChainRows,
+                 "bf16_weight_gradient: chains of {} rows", chain_rows);
+  if (chain_rows == 0) chain_rows = kMaxChainRows;
+  LOCKSTEP_CUDA_CALL(ctx, bf16_weight_gradient, ctx, dy_MN, x_MK, offsets_E1, accumulate, d_ENK,
+                     chain_rows);
+  LOCKSTEP_CPU_CALL(ctx, bf16_weight_gradient, ctx, dy_MN, x_MK, offsets_E1, accumulate, d_ENK,
+                    chain_rows);
 }
 
 }  // namespace lockstep::ops

@@ -15,7 +15,7 @@ void fp8_gemm(const Context& ctx, const Fp8Rows& a, const Fp8Weight& b,
               const TensorView& offsets_E1, const TensorView& d_MN);
 
 // d[e, n, k] = sum over the rows m of segment e of dy[m, n] x[m, k]; FP32 [E, N, K]. accumulate: d
-// = d + product.
+// = d + product; else d = +0 + product, the bits of adding to zeros, and d is not read.
 void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Columns& x,
                          const Segments& segments, bool accumulate, const TensorView& d_ENK);
 
@@ -29,7 +29,10 @@ void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, 
                const TensorView& offsets_E1, const TensorView& d_MN);
 
 // d[e, n, k] = sum over the rows of segment e of dy[m, n] x[m, k]; BF16 inputs, FP32 [E, N, K].
+// accumulate as above. chain_rows > 0 (a multiple of 64): a chain for every so many rows of a
+// segment, from its first on, and their results added to d one after the other; 0: one chain.
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK);
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK,
+                          std::int64_t chain_rows = 0);
 
 }  // namespace lockstep::ops

@@ -22,7 +22,7 @@ void head_gemm(const Context& ctx, const Columns& a, const HeadRows& b, BLayout 
                const Columns& d);
 
 // d[h, n, l] = sum_t y[t, h, n] x[t, h, l], FP32, one chain over all tokens; y has width rows, x
-// has width L. accumulate: d = d + product.
+// has width L. accumulate: d = d + product; else d is written, and not read.
 void head_weight_gradient(const Context& ctx, const Columns& y, const Columns& x, bool accumulate,
                           const HeadRows& d);
 

@@ -47,12 +47,12 @@ Fp8Gradient take_gradient(const Context& ctx, const ModelView& model, std::int64
           model::take_columns(*ctx.workspace, N, M, segments.experts(), scaling)};
 }
 
-// dx = dy W and dW += dy^T x of one (grouped) linear that runs in FP8.
+// dx = dy W and dW (+)= dy^T x of one (grouped) linear that runs in FP8.
 void fp8_linear_backward(const LayerBackward& l, int p, const Fp8Gradient& dy, const SavedInput& x,
                          const Segments& segments, const TensorView& offsets_E1,
                          const TensorView& dx_MK) {
   ops::fp8_gemm(l.ctx, dy.rows, l.model.quantized->transposed[p], offsets_E1, dx_MK);
-  ops::fp8_weight_gradient(l.ctx, dy.columns, x.columns, segments, true, l.grad(p));
+  ops::fp8_weight_gradient(l.ctx, dy.columns, x.columns, segments, l.grads.accumulate, l.grad(p));
 }
 
 }  // namespace
@@ -64,7 +64,8 @@ void linear_backward(const LayerBackward& l, int p, const TensorView& dy_MN, con
   const model::QuantizedWeights& q = *l.model.quantized;
   if (!q.fp8[p]) {
     ops::bf16_gemm(ctx, dy_MN, l.weight(p), ops::BLayout::kKN, offsets_E1, dx_MK);
-    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, true, l.grad(p));
+    ops::bf16_weight_gradient(ctx, dy_MN, x.x_MK, segments.offsets_E1, l.grads.accumulate,
+                              l.grad(p));
     return;
   }
   ArenaScope scratch(*ctx.workspace);
@@ -143,7 +144,7 @@ void experts_backward(const LayerBackward& l, const BalanceLoss* balance,
   ops::cast(ctx, d_logits_TE, d_logits_bf16_TE);
   ops::bf16_gemm(ctx, d_logits_bf16_TE, l.weight(p.router), ops::BLayout::kKN, none,
                  d_h2_router_TD);
-  ops::bf16_weight_gradient(ctx, d_logits_bf16_TE, s.h2_TD, dense.offsets_E1, true,
+  ops::bf16_weight_gradient(ctx, d_logits_bf16_TE, s.h2_TD, dense.offsets_E1, grads.accumulate,
                             l.grad(p.router));
   ops::permute_backward(ctx, d_routed_MD, s.row_TC, d_h2_router_TD, d_shared_TD, d_h2_TD);
 }
@@ -250,7 +251,7 @@ void backward_layer(const LayerBackward& l, const BalanceLoss* balance,
 
 void backward(const Context& ctx, const ModelView& model, const model::ForwardBatch& batch,
               const model::ForwardSink& sink, const TensorView& d_hidden_TD, BalanceLoss* balance,
-              const TensorView& grads, model::ForwardStats* gradient_stats) {
+              const Gradients& grads, model::ForwardStats* gradient_stats) {
   const ModelConfig& c = model.weights->config;
   const model::ParamTable& table = model.weights->table;
   ArenaScope scratch(*ctx.workspace);
@@ -260,7 +261,7 @@ void backward(const Context& ctx, const ModelView& model, const model::ForwardBa
   const TensorView dx_TD = ctx.workspace->take(DType::kBf16, d_hidden_TD.shape);
   ops::rms_norm_backward(ctx, d_hidden_TD, {}, sink.x_final_TD,
                          model.weights->view(table.final_norm), sink.rstd_final_T, dx_TD,
-                         model::param_view(table, grads, table.final_norm));
+                         grads.view(table, table.final_norm));
   for (int l = static_cast<int>(c.num_layers) - 1; l >= 0; --l) {
     const LayerSaved* saved = &sink.layers[l];
     LayerSaved again;
@@ -277,8 +278,7 @@ void backward(const Context& ctx, const ModelView& model, const model::ForwardBa
                    balance_value_1, dx_TD);
     sink.arena->release(mark);
   }
-  ops::embedding_backward(ctx, batch.tokens_T, dx_TD,
-                          model::param_view(table, grads, table.embedding));
+  ops::embedding_backward(ctx, batch.tokens_T, dx_TD, grads.view(table, table.embedding));
   if (balance != nullptr) {
     double value = 0;
     tensor::download(ctx, balance_value_1, &value);

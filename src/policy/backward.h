@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/forward.h"
+#include "policy/gradients.h"
 
 namespace lockstep::policy {
 
@@ -14,12 +15,13 @@ struct BalanceLoss {
   double value = 0;   // out: the sum over layers, weighted
 };
 
-// Adds every weight's gradient to `grads` (FP32 slab in the table's layout) for d_hidden_TD = d
-// loss / d hidden (BF16). `sink` is what forward() left for this batch. With sink.recompute each
-// layer's forward runs again first; the bits are the same.
+// Every weight's gradient but the head's goes to `grads`, for d_hidden_TD = d loss / d hidden
+// (BF16); a tied embedding's is added to what head_backward left there. `sink` is what forward()
+// left for this batch. With sink.recompute each layer's forward runs again first; the bits are the
+// same.
 void backward(const tensor::Context& ctx, const model::ModelView& model,
               const model::ForwardBatch& batch, const model::ForwardSink& sink,
-              const tensor::TensorView& d_hidden_TD, BalanceLoss* balance,
-              const tensor::TensorView& grads, model::ForwardStats* gradient_stats);
+              const tensor::TensorView& d_hidden_TD, BalanceLoss* balance, const Gradients& grads,
+              model::ForwardStats* gradient_stats);
 
 }  // namespace lockstep::policy

@@ -34,7 +34,8 @@ void latent_attention_backward(const LayerBackward& l, const TensorView& d_value
   const TensorView d_out_THL = l.bf16({T, H, L});
   const Columns d_value{d_value_TN, 0, value}, d_out{d_out_THL.reshape({T, H * L}), 0, L};
   ops::head_gemm(ctx, d_value, w_v, BLayout::kKN, d_out);
-  ops::head_weight_gradient(ctx, d_value, {s.attention_THK.reshape({T, H * L}), 0, L}, true, dw_v);
+  ops::head_weight_gradient(ctx, d_value, {s.attention_THK.reshape({T, H * L}), 0, L},
+                            grads.accumulate, dw_v);
 
   const TensorView dq_THK = l.bf16({T, H, K}), dk_TJK = l.bf16({T, 1, K});
   ops::attention_backward(ctx, s.q_THK, s.k_TJK, none, s.attention_THK, s.lse2_TH, d_out_THL,
@@ -52,7 +53,7 @@ void latent_attention_backward(const LayerBackward& l, const TensorView& d_value
   const Columns d_q =
       by_latent ? Columns{l.bf16({T, H * width}), 0, width} : Columns{d_qkv_TN, q_column, width};
   ops::head_gemm(ctx, {dq_TN, 0, K}, w_k, BLayout::kNK, d_q);
-  ops::head_weight_gradient(ctx, q, {dq_TN, 0, K}, true, dw_k);
+  ops::head_weight_gradient(ctx, q, {dq_TN, 0, K}, grads.accumulate, dw_k);
   ops::rope_columns_backward(ctx, {dq_TN, L, K}, H, pairs, batch.positions_T, model.cos_PK,
                              model.sin_PK, {d_q.slab_TN, d_q.column + nope, width});
   if (!by_latent) return;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/forward.h"
+#include "policy/gradients.h"
 
 namespace lockstep::policy {
 
@@ -18,7 +19,7 @@ struct LayerBackward {
   int layer;
   const model::LayerSaved& s;
   const ops::Segments& dense;
-  const tensor::TensorView& grads;
+  const Gradients& grads;
   const model::PassCounters& counters;
 
   const model::ModelConfig& config() const { return model.weights->config; }
@@ -27,7 +28,7 @@ struct LayerBackward {
     return p < 0 ? tensor::TensorView{} : model.weights->view(p);
   }
   tensor::TensorView grad(int p) const {
-    return p < 0 ? tensor::TensorView{} : model::param_view(model.weights->table, grads, p);
+    return p < 0 ? tensor::TensorView{} : grads.view(model.weights->table, p);
   }
   tensor::TensorView bf16(const tensor::Shape& shape) const {
     return ctx.workspace->take(tensor::DType::kBf16, shape);
@@ -37,7 +38,7 @@ struct LayerBackward {
   }
 };
 
-// dx = dy W and dW += dy^T x of one (grouped) linear of either precision, from a BF16 gradient.
+// dx = dy W and dW (+)= dy^T x of one (grouped) linear of either precision, from a BF16 gradient.
 void linear_backward(const LayerBackward& l, int p, const tensor::TensorView& dy_MN,
                      const SavedInput& x, const ops::Segments& segments,
                      const tensor::TensorView& offsets_E1, const tensor::TensorView& dx_MK,

@@ -6,6 +6,7 @@
 
 #include "model/forward.h"
 #include "ops/vocab.h"
+#include "policy/gradients.h"
 
 namespace lockstep::policy {
 
@@ -27,11 +28,11 @@ HeadRows make_head_rows(const tensor::Context& ctx, tensor::Arena& arena,
 std::vector<ops::RowStats> head_forward(const tensor::Context& ctx, const model::ModelView& model,
                                         const tensor::TensorView& hidden_TD, const HeadRows& rows);
 
-// Writes d_hidden_TD (BF16; zero where a row is not among `rows`) and adds the head weight's
-// gradient to `grads`, from g_R = d loss / d logprob. Each row may appear once.
+// Writes d_hidden_TD (BF16; zero where a row is not among `rows`); the head weight's gradient goes
+// to `grads`. From g_R = d loss / d logprob. Each row may appear once.
 void head_backward(const tensor::Context& ctx, const model::ModelView& model,
                    const tensor::TensorView& hidden_TD, const HeadRows& rows,
                    const std::vector<float>& g_R, const tensor::TensorView& d_hidden_TD,
-                   const tensor::TensorView& grads);
+                   const Gradients& grads);
 
 }  // namespace lockstep::policy

@@ -152,7 +152,7 @@ void update_weights(Policy& p, const ops::AdamwOptions& options) {
 }
 
 void reset_step(Policy& p) {
-  tensor::fill_bytes(p.ctx, p.grads, 0);
+  p.accumulated = false;
   p.loss = p.aux_loss = 0;
   p.tokens = 0;
   p.forward_stats = p.gradient_stats = {};
@@ -209,9 +209,12 @@ Logprobs accumulate(Policy& p, std::span<const TrainSequence> sequences, double 
   for (std::size_t r = 0; r < stats.size(); ++r)
     g_R[r] = d_logprobs[packed.sequence_R[r]][packed.position_R[r]];
 
-  head_backward(p.ctx, p.view(), hidden_TD, rows, g_R, d_hidden_TD, p.grads);
+  const Gradients grads{p.grads, p.accumulated};
+  if (!p.accumulated) zero_sums(p.ctx, p.weights->table, p.grads);
+  head_backward(p.ctx, p.view(), hidden_TD, rows, g_R, d_hidden_TD, grads);
   BalanceLoss balance{p.options.aux_loss_coeff, share, 0};
-  backward(p.ctx, p.view(), packed.batch, sink, d_hidden_TD, &balance, p.grads, &p.gradient_stats);
+  backward(p.ctx, p.view(), packed.batch, sink, d_hidden_TD, &balance, grads, &p.gradient_stats);
+  p.accumulated = true;
   p.aux_loss += balance.value;
   return logprobs;
 }
@@ -221,6 +224,7 @@ StepResult finish_step(Policy& p, double learning_rate) {
   result.loss = p.loss;
   result.aux_loss = p.aux_loss;
   result.lr = learning_rate;
+  if (!p.accumulated) tensor::fill_bytes(p.ctx, p.grads, 0);  // a step without micro-batches
   std::vector<TensorView> grads;
   for (std::size_t i = 0; i < p.weights->table.params.size(); ++i)
     grads.push_back(model::param_view(p.weights->table, p.grads, static_cast<int>(i)));

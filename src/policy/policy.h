@@ -59,7 +59,9 @@ struct Policy {
   std::shared_ptr<model::QuantizedWeights> quantized;
   model::RopeTables rope;
   tensor::Tensor master, m, v, grads;  // slabs in the table's layout
-  std::int64_t optimizer_step = 0;     // steps taken, AdamW's t
+  // Whether `grads` has gradients of this step. Until then it holds anything.
+  bool accumulated = false;
+  std::int64_t optimizer_step = 0;  // steps taken, AdamW's t
   std::int64_t skipped_consecutive = 0, skipped_total = 0;
 
   tensor::Arena saved;  // activations of one micro-batch

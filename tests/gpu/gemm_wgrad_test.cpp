@@ -24,7 +24,7 @@ class WgradGpu : public GpuTest {
   }
 
   void check_bf16(std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
-                  bool grouped = true, bool nan_behind_first = false) {
+                  bool grouped = true, bool nan_behind_first = false, std::int64_t chain_rows = 0) {
     const std::int64_t E = static_cast<std::int64_t>(offsets.size()) - 1, M = offsets.back();
     Tensor dy = spread_values(rng, DType::kBf16, {M, N}),
            x = spread_values(rng, DType::kBf16, {M, K});
@@ -35,18 +35,19 @@ class WgradGpu : public GpuTest {
     const Tensor o = grouped ? int32_tensor(offsets) : Tensor();
     const TensorView gpu_dy = on_gpu(dy), gpu_x = on_gpu(x), gpu_o = on_gpu(o);
     compare(
-        {E, N, K}, "bf16 " + text_of(offsets),
+        {E, N, K}, fmt::format("bf16 {} chains of {}", text_of(offsets), chain_rows),
         [&](bool accumulate, const TensorView& d) {
-          bf16_weight_gradient(cpu, dy, x, o, accumulate, d);
+          bf16_weight_gradient(cpu, dy, x, o, accumulate, d, chain_rows);
         },
         [&](bool accumulate, const TensorView& d) {
-          bf16_weight_gradient(gpu, gpu_dy, gpu_x, gpu_o, accumulate, d);
+          bf16_weight_gradient(gpu, gpu_dy, gpu_x, gpu_o, accumulate, d, chain_rows);
         });
   }
 
   void check_fp8(std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
                  Scaling scaling = Scaling::kBlock, DType dy_type = DType::kE4m3,
-                 DType x_type = DType::kE4m3, std::int64_t spare_rows = 128, int nan_expert = -1) {
+                 DType x_type = DType::kE4m3, std::int64_t spare_rows = 128, int nan_expert = -1,
+                 float scale = 1) {
     const std::int64_t E = static_cast<std::int64_t>(offsets.size()) - 1;
     const std::vector<std::int32_t> padded = padded_to_128(offsets);
     const std::int64_t R = padded.back() + spare_rows;
@@ -68,6 +69,8 @@ class WgradGpu : public GpuTest {
     const Tensor dy = columns(dy_type, N), x = columns(x_type, K);
     const Tensor sdy = spread_scales(rng, {block ? (R + 127) / 128 : E, N}),
                  sx = spread_scales(rng, {block ? (R + 127) / 128 : E, K});
+    for (const Tensor* s : {&sdy, &sx})
+      for (std::int64_t i = 0; i < s->view().count(); ++i) s->as<float>()[i] *= scale;
     const Tensor o = int32_tensor(offsets), p = int32_tensor(padded);
     const Fp8Columns cpu_dy{dy, sdy, scaling}, cpu_x{x, sx, scaling};
     const Fp8Columns gpu_dy{on_gpu(dy), on_gpu(sdy), scaling},
@@ -118,6 +121,16 @@ TEST_F(WgradGpu, Bf16Groups) {
   check_bf16(72, 136, {0, 0, 0});
 }
 
+TEST_F(WgradGpu, Bf16Chains) {
+  for (const std::int64_t chain : {64, 128, 1024}) {
+    for (const int M : {0, 1, 63, 64, 65, 128, 129, 1023, 1025, 2048})
+      check_bf16(24, 40, {0, M}, M % 2 == 0, false, chain);
+    check_bf16(136, 72, {0, 0, 1, 34, 34, 163, 419, 700, 700}, true, false, chain);
+    check_bf16(1544, 1304, {0, 300, 300, 391}, true, false, chain);
+    check_bf16(33, 67, {0, 5, 5, 150}, true, false, chain);
+  }
+}
+
 TEST_F(WgradGpu, Bf16NanOfAnotherExpertStaysThere) {
   for (const int rows : {1, 17, 63, 64, 100}) check_bf16(136, 40, {0, rows, 200, 230}, true, true);
 }
@@ -156,6 +169,12 @@ TEST_F(WgradGpu, Fp8Types) {
     for (const DType dy : {DType::kE4m3, DType::kE5m2})
       for (const DType x : {DType::kE4m3, DType::kE5m2})
         check_fp8(48, 64, {0, 150, 290}, scaling, dy, x);
+}
+
+// Many products are too small for FP32; those below zero are written as +0.
+TEST_F(WgradGpu, Fp8TinyScales) {
+  for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow})
+    check_fp8(144, 80, {0, 3, 3, 200}, scaling, DType::kE4m3, DType::kE4m3, 128, -1, 0x1p-71f);
 }
 
 TEST_F(WgradGpu, Fp8NanOfAnotherExpertStaysThere) {

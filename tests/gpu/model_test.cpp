@@ -35,7 +35,7 @@ std::string bytes(const tensor::TensorView& view) {
   return {static_cast<const char*>(host.view().data), host.view().bytes()};
 }
 
-// Three optimizer steps of two micro-batches.
+// Optimizer steps of one, two and three micro-batches.
 Trained train(const tensor::Context& ctx, const PolicyOptions& options,
               const model::ModelConfig& config = tiny_config()) {
   auto weights = tiny_weights(1, config);
@@ -44,8 +44,11 @@ Trained train(const tensor::Context& ctx, const PolicyOptions& options,
   Trained out;
   for (int step = 0; step < 3; ++step) {
     begin_step(p);
-    for (int micro = 0; micro < 2; ++micro) {
-      const auto sequences = random_sequences(5, 150, 10 * step + micro);
+    tensor::fill_bytes(ctx, p.grads, 0xFF);  // NaN: nothing reads what was there before
+    for (int micro = 0; micro <= step; ++micro) {
+      // A first micro-batch of few tokens leaves experts without any.
+      const auto sequences =
+          random_sequences(5, micro == 0 && step == 1 ? 2 : 150, 10 * step + micro);
       out.logprobs.push_back(
           accumulate(p, sequences, 0.5, {}, mean_loss(sequences, count_tokens(sequences))));
     }

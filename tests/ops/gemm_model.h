@@ -97,6 +97,7 @@ inline void model_fp8_weight_gradient(const Fp8Columns& dy, const Fp8Columns& x,
   const bool block = dy.scaling == Scaling::kBlock;
   const float* sa = dy.scales.as<float>();
   const float* sb = x.scales.as<float>();
+  if (!accumulate) std::memset(d_ENK.data, 0, d_ENK.bytes());
   for (std::int64_t e = 0; e < E; ++e) {
     const std::int64_t first = segments.padded_offsets_E1.as<std::int32_t>()[e];
     const std::int64_t rows =
@@ -113,7 +114,7 @@ inline void model_fp8_weight_gradient(const Fp8Columns& dy, const Fp8Columns& x,
                         [&](std::int64_t g) {
                           return block ? sb[(first / 128 + g) * K + k] : sb[e * K + k];
                         }),
-                    accumulate);
+                    true);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "ops/gemm.h"
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 
@@ -29,11 +30,11 @@ Tensor wide(Rng& rng, DType dtype, const Shape& shape, const Mix& mix = {}) {
   return out;
 }
 
-Tensor scales(Rng& rng, const Shape& shape) {
+Tensor scales(Rng& rng, const Shape& shape, double size = 1) {
   Tensor out = empty(DType::kFp32, shape);
   for (std::int64_t i = 0; i < shape.count(); ++i)
     out.as<float>()[i] = static_cast<float>(
-        std::ldexp(uniform(rng, 1.0, 2.0), static_cast<int>(uniform_int(rng, -12, 3))));
+        size * std::ldexp(uniform(rng, 1.0, 2.0), static_cast<int>(uniform_int(rng, -12, 3))));
   return out;
 }
 
@@ -262,6 +263,34 @@ TEST(Fp8WeightGradient, EqualsScalarModel) {
     }
 }
 
+// Products too small for FP32 are -0 as often as +0; written they are +0, as if added to zeros.
+TEST(Fp8WeightGradient, WritesWhatAddingToZerosGives) {
+  Rng rng(19);
+  const std::int64_t E = 2, N = 19, K = 70, R = 256;
+  const Tensor o = int32_tensor({0, 5, 5}), p = int32_tensor({0, 128, 128});
+  for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow}) {
+    const std::int64_t rows = scaling == Scaling::kBlock ? R / 128 : E;
+    const Tensor dy = wide(rng, DType::kE4m3, {N, R}), x = wide(rng, DType::kE4m3, {K, R});
+    const Tensor sdy = scales(rng, {rows, N}, 0x1p-72), sx = scales(rng, {rows, K}, 0x1p-72);
+    const auto gradient = [&](const Context& ctx, bool accumulate, const TensorView& d) {
+      fp8_weight_gradient(ctx, {dy, sdy, scaling}, {x, sx, scaling}, {o, p}, accumulate, d);
+    };
+    tensor::Arena arena;
+    const Tensor sums = empty(DType::kFp32, {E, N, K});
+    const auto fill = [&](const Tensor& t, float value) {
+      std::fill_n(t.as<float>(), t.view().count(), value);
+    };
+    fill(sums, -0.0f);
+    gradient(context(arena, Isa::kPortable), true, sums);
+    EXPECT_GT(std::count_if(sums.as<float>(), sums.as<float>() + N * K,
+                            [](float v) { return v == 0 && std::signbit(v); }),
+              0);
+    fill(sums, 0.0f);
+    gradient(context(arena, Isa::kPortable), true, sums);
+    expect_model(sums, [&](const Context& ctx, const TensorView& d) { gradient(ctx, false, d); });
+  }
+}
+
 void expect_bf16(Rng& rng, std::int64_t N, std::int64_t K, const std::vector<std::int32_t>& offsets,
                  const Mix& mix, DType out = DType::kFp32) {
   const std::int64_t E = static_cast<std::int64_t>(offsets.size()) - 1, M = offsets.back();
@@ -375,6 +404,38 @@ TEST(Bf16WeightGradient, EqualsScalarModel) {
         },
         accumulate ? start.view() : TensorView{});
   }
+}
+
+TEST(Bf16WeightGradient, ChainsAreAddedOneAfterTheOther) {
+  Rng rng(20);
+  const std::int64_t E = 4, N = 19, K = 70, M = 400;
+  const std::vector<std::int32_t> offsets{0, 0, 64, 257, 400};
+  const Tensor o = int32_tensor(offsets), dy = wide(rng, DType::kBf16, {M, N}),
+               x = wide(rng, DType::kBf16, {M, K}),
+               start = random_normal(rng, DType::kFp32, {E, N, K});
+  tensor::Arena arena;
+  const Context ctx = context(arena, Isa::kPortable);
+  for (const bool accumulate : {false, true}) {
+    const Tensor expected = empty(DType::kFp32, {E, N, K});
+    std::memcpy(expected.view().data, start.view().data, start.view().bytes());
+    for (std::int64_t e = 0; e < E; ++e) {
+      const TensorView d = expected.view().rows(e, 1);
+      std::int64_t begin = offsets[e];
+      do {
+        const std::int64_t count = std::min<std::int64_t>(128, offsets[e + 1] - begin);
+        bf16_weight_gradient(ctx, dy.view().rows(begin, count), x.view().rows(begin, count), {},
+                             accumulate || begin > offsets[e], d);
+        begin += 128;
+      } while (begin < offsets[e + 1]);
+    }
+    expect_model(
+        expected,
+        [&](const Context& any, const TensorView& d) {
+          bf16_weight_gradient(any, dy, x, o, accumulate, d, 128);
+        },
+        accumulate ? start.view() : TensorView{});
+  }
+  EXPECT_THROW(bf16_weight_gradient(ctx, dy, x, o, true, start, 100), base::ContractError);
 }
 
 // c is carried on, whatever it holds; strides are free; bytes beside the tile stay.

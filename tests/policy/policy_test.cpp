@@ -4,9 +4,11 @@
 
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "policy/tiny_model.h"
 #include "sync/refit.h"
+#include "tensor/device.h"
 
 namespace lockstep::policy::test {
 namespace {
@@ -82,6 +84,67 @@ TEST(Policy, RecomputeThreadsAndIsaGiveTheSameBits) {
     if (variant == 0) want_grads = bytes(p.grads), want_master = bytes(p.master);
     EXPECT_EQ(bytes(p.grads), want_grads) << variant;
     EXPECT_EQ(bytes(p.master), want_master) << variant;
+  }
+}
+
+// A step's first micro-batch writes gradients over what the last step left. They have the bits of
+// adding to zeros, and nothing of what was there before is read.
+TEST(Policy, FirstMicroBatchWritesWhatAddingToZerosGives) {
+  const auto many = random_sequences(6, 40);
+  auto untrained = random_sequences(2, 20, 8);
+  for (data::TrainSequence& s : untrained) s.loss_mask.assign(s.tokens.size(), 0.0f);
+  // (One token: most experts have none.)
+  const std::vector<data::TrainSequence> batches[] = {random_sequences(1, 2), many, untrained};
+  for (const model::FamilyCase& f : model::family_cases(tiny_config()))
+    for (const model::Precision& precision :
+         {model::Precision{}, fp8(), fp8(model::Recipe::kRowwise)}) {
+      Arena arena;
+      PolicyOptions options;
+      options.precision = precision;
+      options.aux_loss_coeff = 0.01;
+      Policy p = make_policy(tensor::cpu_context(arena, 1), tiny_weights(1, f.config), options);
+      const auto gradients = [&](int micro_batches, int first, bool add) {
+        begin_step(p);
+        tensor::fill_bytes(p.ctx, p.grads, add ? 0 : 0xFF);
+        p.accumulated = add;
+        for (int i = 0; i < micro_batches; ++i) {
+          const auto& batch = batches[(first + i) % 3];
+          accumulate(p, batch, 0.5, {}, mean_loss(batch, 10));
+        }
+        return bytes(p.grads);
+      };
+      for (const auto& [micro_batches, first] : {std::pair{1, 0}, {1, 1}, {2, 2}, {3, 0}})
+        EXPECT_TRUE(gradients(micro_batches, first, false) == gradients(micro_batches, first, true))
+            << f.name << ", fp8 " << precision.fp8 << ", " << micro_batches
+            << " micro-batches from " << first;
+    }
+}
+
+TEST(Policy, StepsAfterSkippedAndEmptyOnesStartAfresh) {
+  const auto sequences = random_sequences(3, 20);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const auto failing = [](const Logprobs&, Logprobs&) -> double { throw std::runtime_error("no"); };
+  std::string want;
+  for (const bool disturbed : {false, true}) {
+    Arena arena;
+    PolicyOptions options;
+    options.precision = fp8();
+    Policy p = make_policy(tensor::cpu_context(arena, 1), tiny_weights(), options);
+    begin_step(p);
+    if (disturbed) {
+      accumulate(p, sequences, 1, {}, [&](const Logprobs&, Logprobs& d) {
+        d[0][1] = static_cast<float>(nan);
+        return nan;
+      });
+      EXPECT_TRUE(finish_step(p, 1e-3).skipped);
+      begin_step(p);
+      EXPECT_EQ(finish_step(p, 0).grad_norm, 0);  // no micro-batch
+      begin_step(p);
+      EXPECT_THROW(accumulate(p, sequences, 1, {}, failing), std::runtime_error);
+    }
+    accumulate(p, sequences, 1, {}, mean_loss(sequences, 10));
+    if (!disturbed) want = bytes(p.grads);
+    EXPECT_TRUE(bytes(p.grads) == want);
   }
 }
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cpu/chain.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/gemm_tiles.h"
@@ -44,7 +46,8 @@ void bf16_gemm(const Context& ctx, const TensorView& a_MK, const TensorView& b, 
 }
 
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK,
+                          std::int64_t chain_rows) {
   const Bf16* dy = dy_MN.as<Bf16>();
   const Bf16* x = x_MK.as<Bf16>();
   const std::int64_t M = dy_MN.dim(0), E = d_ENK.dim(0), N = d_ENK.dim(1), K = d_ENK.dim(2);
@@ -57,8 +60,13 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
     const Tile tile = tiling.at(t);
     const std::int64_t first = offsets == nullptr ? 0 : offsets[tile.expert];
     const std::int64_t last = offsets == nullptr ? M : offsets[tile.expert + 1];
-    run_tile({dy + first * N, 1, N}, {x + first * K, 1, K}, last - first, tile, d_ENK,
-             (tile.expert * N + tile.row) * K + tile.column, K, accumulate);
+    std::int64_t begin = first;
+    do {
+      run_tile({dy + begin * N, 1, N}, {x + begin * K, 1, K}, std::min(chain_rows, last - begin),
+               tile, d_ENK, (tile.expert * N + tile.row) * K + tile.column, K,
+               accumulate || begin > first);
+      begin += chain_rows;
+    } while (begin < last);
   }
 }
 

@@ -305,6 +305,8 @@ void fp8_weight_gradient(const Context& ctx, const Fp8Columns& dy, const Fp8Colu
                             1};
     alignas(64) float acc[Tiling::kTileRows * kPanel];
     run_tile(operands, tile, acc);
+    if (!accumulate)  // a scale can make a product -0
+      for (int i = 0; i < tile.rows * kPanel; ++i) acc[i] = 0.0f + acc[i];
     write_tile(d_ENK, (e * N + tile.row) * K + tile.column, K, acc, kPanel, tile.rows, tile.columns,
                accumulate);
   }

@@ -30,13 +30,13 @@ __device__ void multiply(float (&c)[4], const std::uint32_t (&a)[4], const std::
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-__device__ void write(const PlainGemm& x, std::int64_t at, float value) {
+__device__ void write(const PlainGemm& x, std::int64_t at, float value, bool accumulate) {
   if (!x.d_is_fp32) {
     static_cast<Bf16*>(x.d)[at] = numerics::to_bf16(value);
     return;
   }
   float* to = static_cast<float*>(x.d) + at;
-  const float sum = x.accumulate ? *to + value : value;
+  const float sum = accumulate ? *to + value : value;
   *to = numerics::is_nan(sum) ? numerics::bits_float(0x7FC00000u) : sum;
 }
 
@@ -71,21 +71,27 @@ __global__ void __launch_bounds__(128) plain_gemm_kernel(const PlainGemm x) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row = row_tile * kTile + warp / 2 * 16 + lane / 4;
   const std::int64_t column = std::int64_t{blockIdx.y} * kTile + warp % 2 * 16;
-  float c[2][4] = {};
-  for (std::int64_t k0 = 0; k0 < K; k0 += kStep) {
-    const std::int64_t k = k0 + lane % 4 * 2;
-    const std::uint32_t from_a[4] = {a.pair(row, k), a.pair(row + 8, k), a.pair(row, k + 8),
-                                     a.pair(row + 8, k + 8)};
-    for (int j = 0; j < 2; ++j) {
-      const std::int64_t n = column + j * 8 + lane / 4;
-      multiply(c[j], from_a, {b.pair(n, k), b.pair(n, k + 8)});
+  std::int64_t begin = 0;
+  do {
+    const std::int64_t end = min(K, begin + x.piece);
+    float c[2][4] = {};
+    for (std::int64_t k0 = begin; k0 < end; k0 += kStep) {
+      const std::int64_t k = k0 + lane % 4 * 2;
+      const std::uint32_t from_a[4] = {a.pair(row, k), a.pair(row + 8, k), a.pair(row, k + 8),
+                                       a.pair(row + 8, k + 8)};
+      for (int j = 0; j < 2; ++j) {
+        const std::int64_t n = column + j * 8 + lane / 4;
+        multiply(c[j], from_a, {b.pair(n, k), b.pair(n, k + 8)});
+      }
     }
-  }
-  for (int j = 0; j < 2; ++j)
-    for (int i = 0; i < 4; ++i) {
-      const std::int64_t m = row + i / 2 * 8, n = column + j * 8 + lane % 4 * 2 + i % 2;
-      if (m < rows && n < x.N) write(x, (d_row + m) * x.N + n, c[j][i]);
-    }
+    for (int j = 0; j < 2; ++j)
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t m = row + i / 2 * 8, n = column + j * 8 + lane % 4 * 2 + i % 2;
+        if (m < rows && n < x.N)
+          write(x, (d_row + m) * x.N + n, c[j][i], x.accumulate || begin > 0);
+      }
+    begin = end;
+  } while (begin < K);
 }
 
 }  // namespace

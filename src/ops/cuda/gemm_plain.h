@@ -22,6 +22,8 @@ struct PlainGemm {
   const std::int32_t* offsets;
   bool contraction_grouped;
   std::int64_t groups, M, N, K;
+  // FP32: the contraction in pieces of so many, each added to d (the first as `accumulate` says).
+  std::int64_t piece = std::int64_t{1} << 62;
 };
 
 void plain_gemm(const Context& ctx, const PlainGemm& x);

@@ -1,6 +1,6 @@
 // What the weight gradients share: tiles of one expert's d[n, k], computed by warpgroups of 64 rows
-// each, and how they reach d. A warp of its own brings d's old values to
-// shared memory while the tile is computed, and takes the sums away while the next one is.
+// each, and how they reach d. A warp of its own brings d's old values to shared memory while the
+// tile is computed, and takes the sums away while the next one is.
 #pragma once
 
 #include "ops/cuda/gemm_ring.cuh"
@@ -82,14 +82,6 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
       mbarrier_arrive_expect(boxes.ready, WgradTile::kBoxBytes);
       for (int b = 0; b < WgradTile::kBoxes; ++b)
         tma_load_3d(box(b), d_map, boxes.ready, column(b), row, place.expert, L2Hint::kEvictFirst);
-      // The boxes are free late; the next tile's old values are on their way to the L2 cache.
-      if (const int next = tile + static_cast<int>(gridDim.x); next < WgradTile::count(x)) {
-        const WgradPlace behind = WgradTile::place(x, next);
-        for (int b = 0; b < WgradTile::kBoxes; ++b)
-          tma_prefetch_3d(d_map, behind.column + b * kStoreBoxColumns<float>,
-                          behind.row + warpgroup * kStoreBoxRows, behind.expert,
-                          L2Hint::kEvictFirst);
-      }
     } else {
       mbarrier_arrive(boxes.ready);
     }
@@ -101,11 +93,11 @@ __device__ void move_results(const WeightGradient& x, const CUtensorMap* d_map,
   }
 }
 
-// A warpgroup's results to its boxes: old + acc or acc.
-template <bool kAccumulate>
-__device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint32_t parity,
-                                             const float (&acc)[WgradTile::kValues]) {
-  mbarrier_wait(boxes.ready, parity);
+// A warpgroup's results to its boxes, added to what is there or to +0 (a scale can make an acc -0).
+// Each thread has its own places.
+template <bool kAdd>
+__device__ __forceinline__ void put_results(const WgradBoxes& boxes,
+                                            const float (&acc)[WgradTile::kValues]) {
 #pragma unroll
   for (int b = 0; b < WgradTile::kBoxes; ++b)
 #pragma unroll
@@ -115,13 +107,12 @@ __device__ __forceinline__ void give_results(const WgradBoxes& boxes, std::uint3
         const std::uint32_t at = place_in_box<float>(
             boxes.memory + static_cast<std::uint32_t>(b * kStoreBoxBytes), h, j);
         const float2 pair = pair_of_box<float>(acc, b, h, j);
-        if constexpr (kAccumulate) {
-          const float2 old = take_pair(at);
-          put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
-        } else {
-          put_pair(at, pair.x, pair.y, 0.0f);
-        }
+        float2 old = make_float2(0.0f, 0.0f);
+        if constexpr (kAdd) old = take_pair(at);
+        put_pair(at, old.x + pair.x, old.y + pair.y, 0.0f);
       }
+}
+__device__ __forceinline__ void give_boxes(const WgradBoxes& boxes) {
   fence_async_shared();
   __syncwarp();
   if (threadIdx.x % 32 == 0) mbarrier_arrive(boxes.done);

@@ -1,6 +1,6 @@
 // d[e, n, k] = sum over the rows m of segment e of dy[m, n] x[m, k], BF16: one chain over the rows
-// in steps of 16 from the segment's first. Rows behind the segment's end belong to others: they are
-// made zero in shared memory.
+// in steps of 16 from the segment's first, or one for every chain_rows of them. Rows behind the
+// segment's end belong to others: they are made zero in shared memory.
 #include <algorithm>
 
 #include "ops/cuda/gemm_plain.h"
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     bf16_wgrad_kernel(const __grid_constant__ CUtensorMap dy_map,
                       const __grid_constant__ CUtensorMap x_map,
                       const __grid_constant__ CUtensorMap d_map, const WeightGradient x,
-                      const bool heads) {
+                      const int chain_rows, const bool heads) {
   extern __shared__ unsigned char shared[];
   const StageRing<Tile::kStages, Tile::kStageBytes> ring(shared);
   if (threadIdx.x == 0) {
@@ -83,7 +83,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   take_registers<Tile::kRegisters>();
   const WgradBoxes boxes = WgradBoxes::of(ring, warpgroup);
-  std::uint32_t parity = 0;
   float acc[Tile::kValues], done[Tile::kValues];
   // Continues the chain (or starts it) with the next stage, of whose rows `left` are the expert's;
   // returns the stage. With left <= 0 the product is of whatever the stage holds, for nobody: the
@@ -109,39 +108,55 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     keep_registers(acc);
     return stage;
   };
-  // The results of a tile leave while the first product of the next is computed.
-  const int first_tile = static_cast<int>(blockIdx.x), stride = static_cast<int>(gridDim.x);
-  for (int tile = first_tile; tile < tiles; tile += stride) {
+  // The results of a chain leave while the first product of the next is computed.
+  bool any = false, first_of_tile = false, last_of_tile = false;  // of the chain in `done`
+  std::uint32_t parity = 0;
+  const auto leave = [&] {
+    if (!any) return;
+    if (first_of_tile) {
+      mbarrier_wait(boxes.ready, parity);
+      parity ^= 1;
+      put_results<kAccumulate>(boxes, done);
+    } else {
+      put_results<true>(boxes, done);
+    }
+    if (last_of_tile) give_boxes(boxes);
+  };
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     const int expert = Tile::place(x, tile).expert;
     const int rows =
         x.offsets_E1 == nullptr ? x.M : x.offsets_E1[expert + 1] - x.offsets_E1[expert];
-    int held = multiply(rows, true);
-    if (tile != first_tile) {
-      give_results<kAccumulate>(boxes, parity, done);
-      parity ^= 1;
-    }
-    for (int row = kDepth; row < rows; row += kDepth) {
-      const int stage = multiply(rows - row, false);
-      wgmma_wait<1>();
-      ring.release(held);
-      held = stage;
-    }
-    wgmma_wait<0>();
-    keep_registers(acc);
-    if (rows > 0) ring.release(held);
+    int begin = 0;
+    do {
+      const int end = min(rows, begin + chain_rows);
+      int held = multiply(rows - begin, true);
+      leave();
+      for (int row = begin + kDepth; row < end; row += kDepth) {
+        const int stage = multiply(rows - row, false);
+        wgmma_wait<1>();
+        ring.release(held);
+        held = stage;
+      }
+      wgmma_wait<0>();
+      keep_registers(acc);
+      if (rows > 0) ring.release(held);
 #pragma unroll
-    for (int i = 0; i < Tile::kValues; ++i) done[i] = rows > 0 ? acc[i] : 0.0f;
+      for (int i = 0; i < Tile::kValues; ++i) done[i] = rows > 0 ? acc[i] : 0.0f;
+      any = true, first_of_tile = begin == 0, last_of_tile = end == rows;
+      begin = end;
+    } while (begin < rows);
   }
-  if (first_tile < tiles) give_results<kAccumulate>(boxes, parity, done);
+  leave();
 }
 
 void launch(const Context& ctx, const CUtensorMap& dy_map, const CUtensorMap& x_map,
-            const CUtensorMap& d_map, const WeightGradient& x, bool accumulate, bool heads) {
+            const CUtensorMap& d_map, const WeightGradient& x, std::int64_t chain_rows,
+            bool accumulate, bool heads) {
   const auto kernel = accumulate ? bf16_wgrad_kernel<true> : bf16_wgrad_kernel<false>;
   allow_shared_memory(kernel, Tile::kAllShared);
   const auto blocks = static_cast<unsigned>(std::min(Tile::count(x), kMultiprocessors));
-  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(dy_map, x_map, d_map, x,
-                                                                       heads);
+  kernel<<<blocks, Tile::kThreads, Tile::kAllShared, stream_of(ctx)>>>(
+      dy_map, x_map, d_map, x, static_cast<int>(chain_rows), heads);
   LOCKSTEP_CUDA_LAUNCHED("bf16_weight_gradient");
 }
 
@@ -160,7 +175,8 @@ bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 ==
 }  // namespace
 
 void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const TensorView& x_MK,
-                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK) {
+                          const TensorView& offsets_E1, bool accumulate, const TensorView& d_ENK,
+                          std::int64_t chain_rows) {
   const std::int64_t M = dy_MN.dim(0), E = d_ENK.dim(0), N = d_ENK.dim(1), K = d_ENK.dim(2);
   if (E == 0 || N == 0 || K == 0) return;
   const std::int32_t* offsets = offsets_E1 ? offsets_E1.as<std::int32_t>() : nullptr;
@@ -168,7 +184,7 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
                                 aligned(x_MK.data) && aligned(d_ENK.data);
   if (!rows_at_16_bytes)
     return plain_gemm(ctx, {dy_MN.as<Bf16>(), 1, N, x_MK.as<Bf16>(), 1, K, d_ENK.data, true,
-                            accumulate, offsets, true, E, N, K, M});
+                            accumulate, offsets, true, E, N, K, M, chain_rows});
   const WeightGradient x{offsets,
                          nullptr,
                          d_ENK.as<float>(),
@@ -177,7 +193,8 @@ void bf16_weight_gradient(const Context& ctx, const TensorView& dy_MN, const Ten
                          static_cast<int>(N),
                          static_cast<int>(K)};
   launch(ctx, operand_map(dy_MN.as<Bf16>(), N, 1, N, M, N),
-         operand_map(x_MK.as<Bf16>(), K, 1, K, M, K), wgrad_output_map(x), x, accumulate, false);
+         operand_map(x_MK.as<Bf16>(), K, 1, K, M, K), wgrad_output_map(x), x, chain_rows,
+         accumulate, false);
 }
 
 void head_weight_gradient(const Context& ctx, const Columns& y, const Columns& x, bool accumulate,
@@ -204,7 +221,7 @@ void head_weight_gradient(const Context& ctx, const Columns& y, const Columns& x
       tensor_map(to, DType::kFp32,
                  {{L, 4, kStoreBoxColumns<float>}, {N, L * 4, kStoreBoxRows}, {H, R * L * 4, 1}},
                  CU_TENSOR_MAP_SWIZZLE_128B, "head_weight_gradient: d");
-  launch(ctx, map(y, N), map(x, L), d_map, all, accumulate, true);
+  launch(ctx, map(y, N), map(x, L), d_map, all, std::max<std::int64_t>(T, 1), accumulate, true);
 }
 
 }  // namespace lockstep::ops::cuda

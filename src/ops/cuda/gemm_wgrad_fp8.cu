@@ -213,7 +213,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     }
     if constexpr (kScaling == Scaling::kRow)
       if (blocks > 0) scale_rows(g, place, dy_scales, x_scales, acc);
-    give_results<kAccumulate>(boxes, parity, acc);
+    mbarrier_wait(boxes.ready, parity);
+    put_results<kAccumulate>(boxes, acc);
+    give_boxes(boxes);
   }
 }
 
