@@ -181,13 +181,8 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
                   -kInfinity,
                   0.0f,
                   0};
-  const int warps = kBlockThreads / 32;
-  const int begin = part * work.groups * warps + static_cast<int>(threadIdx.x) / 32;
-  for (int g = 0; g < work.groups; ++g) {
-    const int block = (begin + g * warps) * kGroup + lane / 4;
-    if (block - lane / 4 >= work.blocks) break;
-    bool visit = block < work.blocks;
-    if (kSecond && visit) visit = work.m[row_block + block] >= cut.z;
+  // A warp's eight blocks, a lane's one of them; `visit`: there is one.
+  const auto take = [&](int block, bool visit) {
     const std::int64_t first_v = std::int64_t{block} * kBlock + 4 * t;
     float z[kSteps][4];
 #pragma unroll
@@ -203,9 +198,9 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
       }
     max = max_or_nan(max, __shfl_xor_sync(0xFFFFFFFFu, max, 1));
     max = max_or_nan(max, __shfl_xor_sync(0xFFFFFFFFu, max, 2));
-    const bool write = block < work.blocks && t == 0;
+    const bool write = visit && t == 0;
     if (write) work.m[row_block + block] = max;
-    if (!kSecond && filtered) continue;
+    if (!kSecond && filtered) return;
     const bool noisy = kDraw && !greedy && sampler.start(z, first_v, max);
     float sum, weighted;
     if (noisy)
@@ -219,6 +214,41 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
     }
     if (noisy) sampler.finish(first_v);
     if (kDraw && greedy) greedy_group(z, first_v, max, sampler.best);
+  };
+  constexpr int kWarps = kBlockThreads / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // Block `i` of the warp, in the order of its groups.
+  const auto block_of = [&](int i) {
+    return ((part * work.groups + i / kGroup) * kWarps + warp) * kGroup + i % kGroup;
+  };
+  const int count = work.groups * kGroup;
+  if constexpr (!kSecond) {
+    for (int i = 0; i < count && block_of(i) < work.blocks; i += kGroup) {
+      const int block = block_of(i) + lane / 4;
+      take(block, block < work.blocks);
+    }
+  } else {
+    // Blocks that keep a token wait until there are eight; the others end here.
+    __shared__ int waiting[kWarps][kGroup + 32];
+    int* const mine = waiting[warp];
+    int ready = 0;
+    for (int i = 0; i < count; i += 32) {
+      const int block = i + lane < count ? block_of(i + lane) : work.blocks;
+      const bool keeps = block < work.blocks && work.m[row_block + block] >= cut.z;
+      if (block < work.blocks && !keeps) work.m[row_block + block] = -kInfinity;
+      const unsigned all = __ballot_sync(0xFFFFFFFFu, keeps);
+      if (keeps) mine[ready + __popc(all & ((1u << lane) - 1))] = block;
+      ready += __popc(all);
+      __syncwarp();
+      const bool last = i + 32 >= count;
+      while (ready >= kGroup || (last && ready > 0)) {
+        const int from = ready > kGroup ? ready - kGroup : 0;
+        const bool visit = from + lane / 4 < ready;
+        take(visit ? mine[from + lane / 4] : 0, visit);
+        ready = from;
+      }
+      __syncwarp();
+    }
   }
   if (kDraw && (kSecond || !filtered)) keep_best(sampler.best, work.draws + blockIdx.x);
 }
