@@ -170,14 +170,14 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
     q_parity ^= 1;
     const bool several = tile.first_end < tile.end;  // tokens, which see different keys
     const int token[2] = {tile.index(row[0]), tile.index(row[1])};
-    float o[2][64];
+    float o[4][32];
     float m[2], mc[2], l[2], merged_m[2], merged_l[2];
     for (int b = first_block; b < end_block; ++b, parity ^= 1) {
       if (b % kSplitBlocks == 0) {
 #pragma unroll
-        for (auto& half : o)
+        for (int i = 0; i < 4; ++i)
 #pragma unroll
-          for (float& x : half) x = 0.0f;
+          for (float& x : o[i]) x = 0.0f;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           m[h] = mc[h] = kNone;
@@ -272,26 +272,24 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       // 3. Output: panels group, group + 2, ..
       if (__any_sync(0xFFFFFFFFu, corr[0] != 1.0f || corr[1] != 1.0f)) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < 4; ++i)
 #pragma unroll
-          for (int e = 0; e < 64; ++e) o[i][e] = o[i][e] * corr[e / 2 % 2];
+          for (int e = 0; e < 32; ++e) o[i][e] = o[i][e] * corr[e / 2 % 2];
       }
       const auto done = [&](int i) {
         keep_registers(o[i]);
-        for (int panel = 4 * i + 2 * group, c = 0; c < 2; ++c, ++panel)
-          if (panel < n.panels) release(free(panel));
+        const int panel = 2 * i + group;
+        if (panel < n.panels) release(free(panel));
       };
       // A warp that issues products waits for those before them; so the panel before is released
       // between the first and the second step of the next one.
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < 4; ++i) {
         keep_registers(o[i]);
         wgmma_fence();
 #pragma unroll
         for (std::uint32_t k = 0; k < 8; ++k) {
-          wgmma_bf16<Major::kMn>(
-              o[i], p[k], operand_128b(keys_at(4 * i + 2 * group) + k * 2048, 1024, kKeyPanelBytes),
-              true);
+          wgmma_bf16<Major::kMn>(o[i], p[k], operand_128b(keys_at(2 * i + group) + k * 2048), true);
           if (k > 0) continue;
           wgmma_commit();
           if (i == 0) continue;
@@ -310,7 +308,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         for (int j = 0; j < 8; ++j) l[h] = l[h] + pair[h][j];
       }
       wgmma_wait<0>();
-      done(1);
+      done(3);
 #pragma unroll
       for (auto& y : p) keep_registers(y);
       if (b + 1 != end_block && (b + 1) % kSplitBlocks != 0) continue;
@@ -336,20 +334,19 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         }
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int e = 0; e < 64; e += 4) {
+        for (int e = 0; e < 32; e += 4) {
           float* v = &o[i][e];
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             v[k] = v[k] + (v[k] - v[k]);
             if (several)
-              v[k] =
-                  broken.value(v[k], token[k / 2], (2 * i + group) * 128 + 2 * e + 2 * t + k % 2);
+              v[k] = broken.value(v[k], token[k / 2], (2 * i + group) * 64 + 2 * e + 2 * t + k % 2);
           }
           if (kSplits || whole) continue;
           float4* state =
-              states.merged + (std::int64_t{blockIdx.x} * 32 + i * 16 + e / 4) * 256 + threadIdx.x;
+              states.merged + (std::int64_t{blockIdx.x} * 32 + i * 8 + e / 4) * 256 + threadIdx.x;
           if (!is_first) {
             const float4 old = *state;
             v[0] = numerics::fma(old.x, y[0], v[0] * z[0]);
@@ -370,10 +367,10 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       const std::int64_t state = item * kLatentRows + row[h];
       const float inverse = 1.0f / merged_l[h];
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 16; ++j) {
-          const int column = (2 * i + group) * 128 + 8 * j + 2 * t;
+        for (int j = 0; j < 8; ++j) {
+          const int column = (2 * i + group) * 64 + 8 * j + 2 * t;
           if (column >= a.value_width) continue;
           const float v = o[i][4 * j + 2 * h], w = o[i][4 * j + 2 * h + 1];
           if (part)

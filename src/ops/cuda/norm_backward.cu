@@ -5,7 +5,7 @@ namespace lockstep::ops::cuda {
 namespace {
 
 // Up to so many blocks of 128 rows, a block is not left to one thread block.
-constexpr std::int64_t kFewBlocks = 132;
+constexpr std::int64_t kFewBlocks = 64;
 
 struct RmsNormBackward {
   std::int64_t T, D;
