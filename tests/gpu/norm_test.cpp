@@ -130,6 +130,9 @@ std::vector<HeadCase> head_cases() {
       cases.push_back({T, H, 128, true, true, 128, 256});
       cases.push_back({T, H, 64, false, true, 64, 0});
     }
+  // More blocks of 128 tokens than are divided among thread blocks.
+  for (const std::int64_t K : {16, 32, 64, 128, 256})
+    cases.push_back({4229, 2, K, true, true, K, 0});
   // Widths and columns that are not whole chunks.
   cases.push_back({130, 3, 2, true, true, 0, 0});
   cases.push_back({130, 3, 18, true, true, 3, 1});
