@@ -20,8 +20,11 @@ inline LatentShape latent_shape(const AttentionArgs& a) {
   const std::int64_t head_tiles = (group + kLatentRows - 1) / kLatentRows;
   // Tokens share a tile where their rows of q are neighbours.
   const std::int64_t tokens = a.kv_heads == 1 ? std::max<std::int64_t>(1, kLatentRows / group) : 1;
-  return {static_cast<int>(head_tiles), static_cast<int>((a.width + 63) / 64), latent_piece(a),
+  return {static_cast<int>(head_tiles),
+          static_cast<int>((a.width + 63) / 64),
+          latent_piece(a),
           static_cast<int>(tokens),
+          1,
           (a.longest + tokens - 1) / tokens * a.sequences * a.kv_heads * head_tiles};
 }
 

@@ -20,6 +20,7 @@ inline constexpr int kLoadRows = kBlock / 4;  // of a block, each warp that load
 struct LatentShape {
   int head_tiles, panels, piece;
   int tokens;          // of a tile; several only where all heads of each are in it
+  int fewest_queries;  // sequences of fewer are another kernel's
   std::int64_t tiles;  // of all sequences, as if each had the most queries
 };
 
@@ -43,7 +44,7 @@ struct LatentTile {
     s = static_cast<int>(tile % a.sequences);
     seq = Sequence(a, s);
     const auto behind = static_cast<int>(tile / a.sequences) * n.tokens;  // tokens behind these
-    if (behind >= seq.queries) return false;
+    if (behind >= seq.queries || seq.queries < n.fewest_queries) return false;
     const int tokens = min(n.tokens, seq.queries - behind);
     token = seq.begin + seq.queries - behind - tokens;
     end = seq.keys - behind;
