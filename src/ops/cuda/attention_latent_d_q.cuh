@@ -159,7 +159,6 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
     for (int b = 0; b < blocks; ++b) {
       // 1. Scores and dp of the warpgroup's 64 keys.
       float x[32] = {}, dp[32] = {};
-      std::uint32_t used = 0;  // the barrier of the panel before, whose products may still run
       for (int p = 0; p < n.panels; ++p, at.advance()) {
         mbarrier_wait(full(at.stage), at.parity);
         const std::uint32_t k = keys_at(at.stage) + static_cast<std::uint32_t>(group * 64 * 128);
@@ -177,14 +176,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
                                              operand_128b(k + d * 32), true);
         }
         wgmma_commit();
-        wgmma_wait<1>();
-        if (p > 0) release(used);
-        used = free(at.stage);
+        wgmma_wait<0>();
+        keep_registers(x);
+        keep_registers(dp);
+        release(free(at.stage));
       }
-      wgmma_wait<0>();
-      keep_registers(x);
-      keep_registers(dp);
-      release(used);
       if (b + 1 == blocks) release(rows_free);
 
         // 2. ds.
