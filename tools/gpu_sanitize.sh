@@ -6,6 +6,7 @@
 #   --tools "memcheck racecheck"   which tools (default: all four)
 #   --filter PATTERN               gtest filter (default: all op tests; not those of whole models,
 #                                  nor those that run out of memory or kill a kernel on purpose)
+#   --sanitizer PATH               the compute-sanitizer to use (default: the one of the toolkit)
 #   --jobs N                       processes side by side (default: one a core, up to 16)
 #   --seconds N                    time limit of one test under one tool (default 300)
 #   --logs FOLDER                  keep the logs of all runs there (default: a temporary folder)
@@ -17,10 +18,10 @@ tools="memcheck racecheck initcheck synccheck"
 filter='-ModelGpu.*:RepeatGpu.*:InvarianceGpu.*:RunGpu.*:MemoryPlanGpu.*:FailureGpu*'
 jobs=$(nproc)
 if ((jobs > 16)); then jobs=16; fi
-seconds=300 logs="" times=0 whole=0
+seconds=300 logs="" times=0 whole=0 sanitizer=""
 program=${1:-}
 if [[ ! -x "$program" ]]; then
-  sed -n 's/^# \{0,1\}//p' "$0" | head -13
+  sed -n 's/^# \{0,1\}//p' "$0" | head -14
   exit 2
 fi
 shift
@@ -28,6 +29,7 @@ while (($# > 0)); do
   case $1 in
     --tools) tools=$2 ;;
     --filter) filter=$2 ;;
+    --sanitizer) sanitizer=$2 ;;
     --jobs) jobs=$2 ;;
     --seconds) seconds=$2 ;;
     --logs) logs=$2 ;;
@@ -37,9 +39,12 @@ while (($# > 0)); do
   esac
   shift 2
 done
-sanitizer=$(command -v compute-sanitizer || find /usr/local/cuda*/bin -name compute-sanitizer | head -1)
 if [[ -z "$sanitizer" ]]; then
-  echo "gpu_sanitize: compute-sanitizer is not there; it is part of the CUDA toolkit" >&2
+  sanitizer=$(command -v compute-sanitizer || find /usr/local/cuda*/bin -name compute-sanitizer | head -1)
+fi
+if [[ ! -x "$sanitizer" ]]; then
+  echo "gpu_sanitize: there is no compute-sanitizer ${sanitizer:+at $sanitizer}; it is part of the CUDA toolkit," \
+    "and pip download nvidia-cuda-sanitizer-api has newer ones" >&2
   exit 2
 fi
 if [[ -z "$logs" ]]; then

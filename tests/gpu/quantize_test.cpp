@@ -154,6 +154,7 @@ TEST_F(QuantizeGpu, Weights) {
       for (const bool pow2 : {false, true})
         for (const bool nonfinite : {false, true}) {
           const bool blocks = kind == WeightScales::kBlock128;
+          if (left_out(7)) continue;
           const std::int64_t NB = (c.N + 127) / 128, KB = (c.K + 127) / 128;
           const std::string what = fmt::format("E {} N {} K {} kind {} pow2 {} nonfinite {}", c.E,
                                                c.N, c.K, static_cast<int>(kind), pow2, nonfinite);

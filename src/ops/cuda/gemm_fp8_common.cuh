@@ -62,11 +62,10 @@ __device__ __forceinline__ void finish_block(float (&d)[kCount]) {
   keep_registers(d);
 }
 
-// All lanes of this warp have read the stage.
-__device__ __forceinline__ void release_stage(std::uint32_t empty, int lane) {
-  __syncwarp();
-  if (lane == 0) mbarrier_arrive(empty);
-}
+// Every lane says that it has read the stage: one lane behind __syncwarp would do, but the compiler
+// leaves that out in a converged warp, and racecheck then takes the next copy for a race.
+inline constexpr int kReleases = 32;  // of a warp
+__device__ __forceinline__ void release_stage(std::uint32_t empty) { mbarrier_arrive(empty); }
 
 // Block scales travel through the ring beside the codes: [kRows] of A's rows, then one of B for
 // each 128 of the tile's columns (two at most). One warp copies them; loads

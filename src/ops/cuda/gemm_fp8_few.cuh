@@ -58,7 +58,7 @@ __device__ __forceinline__ void few_tile(const GemmArguments& x, const RowTile& 
           s[j][c] = __fmul_rn(load_shared_float(scale + 4 * (8 * j + 2 * (lane % 4) + c)), b_scale);
     }
     finish_block(part);
-    release_stage(ring.empty(), lane);
+    release_stage(ring.empty());
 #pragma unroll
     for (int i = 0; i < kRows / 2; ++i) {
       if constexpr (kBlock)
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(FewShape::kThreads, 1)
     tma_prefetch_map(&b_map);
     for (int s = 0; s < x.stages; ++s) {
       mbarrier_init(ring.barriers + 8 * s, kScaling == Scaling::kBlock ? 33 : 1);
-      mbarrier_init(ring.barriers + 8 * (x.stages + s), FewShape::kConsumers * 4);
+      mbarrier_init(ring.barriers + 8 * (x.stages + s), FewShape::kConsumers * 4 * kReleases);
     }
     fence_barrier_init();
   }

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(RowsShape::kThreads, 1)
     tma_prefetch_map(&b_map);
     for (int s = 0; s < x.stages; ++s) {
       mbarrier_init(ring.barriers + 8 * s, kBlock ? 33 : 1);  // TMA's, and the scales' 32 lanes
-      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4);
+      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4 * kReleases);
     }
     fence_barrier_init();
   }
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(RowsShape::kThreads, 1)
       for (int g = 0; g < blocks; ++g, ring.advance()) {
         mbarrier_wait(ring.full(), ring.phase);
         if (!mine) {
-          release_stage(ring.empty(), lane);
+          release_stage(ring.empty());
           continue;
         }
         const std::uint32_t stage =
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(RowsShape::kThreads, 1)
                              load_shared_float(at + 4 * Shape::kTileRows));
         }
         finish_block(part);
-        release_stage(ring.empty(), lane);
+        release_stage(ring.empty());
         promote<kScaling>(part, s, sum);
       }
       if (!mine) continue;

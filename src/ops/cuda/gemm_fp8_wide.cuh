@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(WideShape::kThreads, 1)
     tma_prefetch_map(&d_map);
     for (int s = 0; s < x.stages; ++s) {
       mbarrier_init(ring.barriers + 8 * s, kBlock ? 33 : 1);  // TMA's, and the scales' 32 lanes
-      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4);
+      mbarrier_init(ring.barriers + 8 * (x.stages + s), Shape::kConsumers * 4 * kReleases);
     }
     queue.init(4 * Shape::kConsumers + (kBlock ? 2 : 1));
     fence_barrier_init();
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(WideShape::kThreads, 1)
       if (group >= tile.slices) {
         for (int g = 0; g < blocks; ++g, ring.advance()) {
           mbarrier_wait(ring.full(), ring.phase);
-          release_stage(ring.empty(), lane);
+          release_stage(ring.empty());
         }
         continue;
       }
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(WideShape::kThreads, 1)
         promote<kScaling>(part[0], s[1], sum[2]);
         wgmma_wait<0>();
         keep_registers(part[1]);
-        release_stage(ring.empty(), lane);
+        release_stage(ring.empty());
       }
       promote<kScaling>(part[1], s[1], sum[3]);
 
