@@ -183,10 +183,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       }
       if (b + 1 == blocks) release(rows_free);
 
-        // 2. ds.
+      // 2. ds.
+      const int first_key = b * kBlock + group * 64 + 2 * t;
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
-        const int h = i / 2 % 2, key = b * kBlock + group * 64 + i / 4 * 8 + 2 * t + i % 2;
+        const int h = i / 2 % 2, key = first_key + i / 4 * 8 + i % 2;
         const float p = softmax_exp2(numerics::fma(x[i], c, -lse2[h]));
         x[i] = key < ends[h] ? p * (dp[i] - delta[h]) : 0.0f;
       }

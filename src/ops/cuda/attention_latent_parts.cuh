@@ -111,4 +111,45 @@ __device__ inline std::uint32_t operand_at(std::uint32_t base, int warp, int lan
                                   step * 2 + lane / 16);
 }
 
+// Values that are not finite at keys which only the later tokens of a tile see: 0 * NaN would reach
+// the others. Such a value becomes 0, and its column remembers the first token that sees one:
+// tokens from there on are NaN in that column.
+struct LatentBroken {
+  unsigned char* first;  // in shared memory, a byte a column
+
+  __device__ void clear(int thread) const {
+    if (thread < (kLatentPanels - 1) * 8)
+      reinterpret_cast<uint2*>(first)[thread] = {0xFFFFFFFFu, 0xFFFFFFFFu};
+  }
+  // Keys [begin, end) of a block, of which token i sees those before `seen` + i. A thread takes the
+  // eight columns that it cleared, keys ascending.
+  __device__ void check(std::uint32_t keys, int begin, int end, int seen, int thread) const {
+    if (thread >= (kLatentPanels - 1) * 8) return;
+    const std::uint32_t panel = keys + static_cast<std::uint32_t>(thread / 8 * kKeyPanelBytes);
+    for (int r = begin; r < end; ++r) {
+      const std::uint32_t at = panel_at<kKeyPanelBytes>(panel, r, thread % 8);
+      const uint4 x = load_shared_16(at);
+      std::uint32_t words[4] = {x.x, x.y, x.z, x.w};
+      bool any = false;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        constexpr std::uint32_t kExponent = 0x7F80;
+        const int shift = i % 2 * 16;
+        if ((words[i / 2] >> shift & kExponent) != kExponent) continue;
+        any = true;
+        words[i / 2] &= ~(0xFFFFu << shift);
+        if (first[thread * 8 + i] == 0xFF)
+          first[thread * 8 + i] = static_cast<unsigned char>(r + 1 - seen);
+      }
+      if (any)
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(words[0]),
+                     "r"(words[1]), "r"(words[2]), "r"(words[3])
+                     : "memory");
+    }
+  }
+  __device__ float value(float x, int token, int column) const {
+    return token >= first[column] ? std::numeric_limits<float>::quiet_NaN() : x;
+  }
+};
+
 }  // namespace lockstep::ops::cuda
