@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(LatentDecodePlan::kThreads, 1)
   const auto parity = [&](int i) { return static_cast<std::uint32_t>(i / Plan::kSlots % 2); };
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kSlots; ++i) {
-      mbarrier_init(full(i), 1);
-      mbarrier_init(free(i), 1);
+      // Every lane of a warp arrives, for racecheck's sake (release_stage says why).
+      mbarrier_init(full(i), 32);
+      mbarrier_init(free(i), 32);
     }
     fence_barrier_init();
   }
@@ -83,7 +84,10 @@ __global__ void __launch_bounds__(LatentDecodePlan::kThreads, 1)
       for (int p = 0; p < panels; ++p) {
         const int i = b * panels + p;
         mbarrier_wait(free(i), parity(i) ^ 1);
-        if (lane == 0) mbarrier_arrive_expect(full(i), kKeyPanelBytes);
+        if (lane == 0)
+          mbarrier_arrive_expect(full(i), kKeyPanelBytes);
+        else
+          mbarrier_arrive(full(i));
         __syncwarp();
         if (offset < kBlock)
           tma_load_3d(slot(i) + static_cast<std::uint32_t>(offset * 128), &k_map, full(i), p * 64,
@@ -115,10 +119,7 @@ __global__ void __launch_bounds__(LatentDecodePlan::kThreads, 1)
   const SharedTile p_tile{base + Plan::kWeights, kBlock + 8};
   constexpr int kKeys = kBlock / Plan::kWarps;
   const int k_row = warp * kKeys + lane % 8 + lane / 16 * 8, k_chunk = lane / 8 % 2;
-  const auto release = [&](int i) {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(free(i));
-  };
+  const auto release = [&](int i) { mbarrier_arrive(free(i)); };
   float m[2] = {kNone, kNone}, mc[2] = {kNone, kNone}, l = 0;
   float o[8][4] = {};
   for (int b = 0; b < blocks; ++b) {

@@ -24,8 +24,17 @@ __device__ void barrier_arrive(int id) {
 }
 
 // Where column 8q + 2p + b of a row lies among its (dy, x * rstd) pairs: 16-byte pieces are swapped
-// so that neighbouring threads' stores fall on different banks.
-__device__ int pair_place(int q, int p) { return q * 8 + (p ^ (q >> 1 & 3)) * 2; }
+// so that neighbouring threads' stores, of kMine threads a row, fall on different banks. What the
+// row adds to that of row 0 is pair_turn.
+template <int kMine>
+__device__ int pair_place(int q, int p) {
+  return q * 8 + (p ^ (q % kMine >> 1 & 3)) * 2;
+}
+template <int kMine>
+__device__ int pair_turn(int row) {
+  const int piece = kMine == 1 ? (row & 1) * 4 + (row >> 1 & 3) : row * kMine >> 1 & 3;
+  return piece * 2;
+}
 
 // A producer's share of a row: chunks `pair` and `pair + kPairs`, which the rotation mixes, of
 // d_out and x. They come by asynchronous copies into the thread's own slots, kStages tiles of them.
@@ -61,12 +70,14 @@ __device__ void fetch(const Heads& a, int pair, int r, int t, int rows, uint4* s
 }
 
 // A chunk's terms: dy and x * rstd, in turn.
-__device__ void store_terms(float2* row, int q, const float (&dy)[8], const float (&x)[8],
-                            float rstd) {
+template <int kMine>
+__device__ void store_terms(float2* terms, int row, int q, const float (&dy)[8],
+                            const float (&x)[8], float rstd) {
+  float2* const to = terms + row * 16 * kMine;
 #pragma unroll
   for (int p = 0; p < 4; ++p)
-    *reinterpret_cast<float4*>(row + pair_place(q, p)) = {dy[2 * p], x[2 * p] * rstd, dy[2 * p + 1],
-                                                          x[2 * p + 1] * rstd};
+    *reinterpret_cast<float4*>(to + (pair_place<kMine>(q, p) ^ pair_turn<kMine>(row))) = {
+        dy[2 * p], x[2 * p] * rstd, dy[2 * p + 1], x[2 * p + 1] * rstd};
 }
 
 // Turns tiles of rows into terms in shared memory, those of the kMine pairs of chunks from `first`
@@ -101,9 +112,9 @@ __device__ void produce(const Heads& a, int first, int rows, float2* stage, uint
     const float rstd = values.rstd;
     values = load_values(a, r + kRows, next_t, rows, pair);  // in the registers that are now free
     if (tile >= 2) barrier_wait<kThreads>(3 + tile % 2);
-    float2* terms = stage + tile % 2 * kTileValues + row * kColumns;
-    store_terms(terms, mine, d_low, x_low, rstd);
-    store_terms(terms, mine + kMine, d_high, x_high, rstd);
+    float2* terms = stage + tile % 2 * kTileValues;
+    store_terms<kMine>(terms, row, mine, d_low, x_low, rstd);
+    store_terms<kMine>(terms, row, mine + kMine, d_high, x_high, rstd);
     barrier_arrive<kThreads>(1 + tile % 2);
     if constexpr (kMine == kPairs) {
       float w_low[8], w_high[8];
@@ -136,7 +147,7 @@ __device__ void consume(int first, int rows, const float2* stage, float* partial
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int i = min(first_column + c * kConsumers, K - 1);
-    place[c] = pair_place(i / 8, i % 8 / 2) + i % 2;
+    place[c] = pair_place<kMine>(i / 8, i % 8 / 2) + i % 2;
   }
   int tile = 0;
   for (int begin = 0; begin < rows; begin += kRows, ++tile) {
@@ -147,7 +158,7 @@ __device__ void consume(int first, int rows, const float2* stage, float* partial
     for (int r = 0; r < end; ++r)
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const float2 term = terms[r * K + place[c]];
+        const float2 term = terms[r * K + (place[c] ^ pair_turn<kMine>(r))];
         acc[c] = numerics::fma(term.x, term.y, acc[c]);
       }
     if (begin + 2 * kRows < rows) barrier_arrive<kThreads>(3 + tile % 2);
@@ -180,43 +191,6 @@ __global__ void __launch_bounds__(kProducers + consumers(16 * kMine), 1)
   } else {
     consume<kPairs, kMine>(first, rows, stage, partial_BK + std::int64_t{blockIdx.x} * 16 * kPairs);
   }
-}
-
-// d_x alone, without the blocks' order: a thread two chunks.
-constexpr int kRowThreads = 256;
-template <int kPairs>
-__global__ void __launch_bounds__(kRowThreads) head_d_x_kernel(Heads a) {
-  constexpr int kRows = kRowThreads / kPairs;
-  const int pair = static_cast<int>(threadIdx.x) % kPairs, rows = static_cast<int>(a.T) * a.H;
-  const int r = static_cast<int>(blockIdx.x) * kRows + static_cast<int>(threadIdx.x) / kPairs;
-  const int t = r / a.H, j = r % a.H;
-  const bool present = r < rows;
-  uint4 raw[4] = {}, w[2];
-  if (present) {
-    const auto* d_out = reinterpret_cast<const uint4*>(a.d_out) + std::int64_t{r} * 2 * kPairs;
-    const auto* x = reinterpret_cast<const uint4*>(a.x) + t * (a.x_stride / 8) + j * 2 * kPairs;
-    raw[0] = __ldg(d_out + pair);
-    raw[1] = __ldg(d_out + pair + kPairs);
-    raw[2] = __ldg(x + pair);
-    raw[3] = __ldg(x + pair + kPairs);
-  }
-  const RowValues values = load_values(a, r, t, rows, pair);
-  w[0] = __ldg(reinterpret_cast<const uint4*>(a.w) + pair);
-  w[1] = __ldg(reinterpret_cast<const uint4*>(a.w) + pair + kPairs);
-  float d_low[8], d_high[8], x_low[8], x_high[8], w_low[8], w_high[8];
-  unpack(raw[0], d_low);
-  unpack(raw[1], d_high);
-  unpack(raw[2], x_low);
-  unpack(raw[3], x_high);
-  unpack(w[0], w_low);
-  unpack(w[1], w_high);
-  if (a.cos != nullptr) turn_back(values, d_low, d_high);
-  const float factor = head_factor<kPairs>(chunk_sum(d_low, w_low, x_low),
-                                           chunk_sum(d_high, w_high, x_high), values.rstd);
-  if (!present) return;
-  auto* out = reinterpret_cast<uint4*>(a.out) + t * (a.out_stride / 8) + j * 2 * kPairs + pair;
-  out[0] = gradient(d_low, w_low, x_low, factor, values.rstd);
-  out[kPairs] = gradient(d_high, w_high, x_high, factor, values.rstd);
 }
 
 template <int kPairs, int kMine>

@@ -71,4 +71,41 @@ __device__ inline float head_factor(float low, float high, float rstd) {
   return ((sum * rstd) * (rstd * rstd)) * (1.0f / (16 * kPairs));
 }
 
+// d_x alone, without the blocks' order: a thread two chunks.
+constexpr int kRowThreads = 256;
+template <int kPairs>
+__global__ void __launch_bounds__(kRowThreads) head_d_x_kernel(Heads a) {
+  constexpr int kRows = kRowThreads / kPairs;
+  const int pair = static_cast<int>(threadIdx.x) % kPairs, rows = static_cast<int>(a.T) * a.H;
+  const int r = static_cast<int>(blockIdx.x) * kRows + static_cast<int>(threadIdx.x) / kPairs;
+  const int t = r / a.H, j = r % a.H;
+  const bool present = r < rows;
+  uint4 raw[4] = {}, w[2];
+  if (present) {
+    const auto* d_out = reinterpret_cast<const uint4*>(a.d_out) + std::int64_t{r} * 2 * kPairs;
+    const auto* x = reinterpret_cast<const uint4*>(a.x) + t * (a.x_stride / 8) + j * 2 * kPairs;
+    raw[0] = __ldg(d_out + pair);
+    raw[1] = __ldg(d_out + pair + kPairs);
+    raw[2] = __ldg(x + pair);
+    raw[3] = __ldg(x + pair + kPairs);
+  }
+  const RowValues values = load_values(a, r, t, rows, pair);
+  w[0] = __ldg(reinterpret_cast<const uint4*>(a.w) + pair);
+  w[1] = __ldg(reinterpret_cast<const uint4*>(a.w) + pair + kPairs);
+  float d_low[8], d_high[8], x_low[8], x_high[8], w_low[8], w_high[8];
+  unpack(raw[0], d_low);
+  unpack(raw[1], d_high);
+  unpack(raw[2], x_low);
+  unpack(raw[3], x_high);
+  unpack(w[0], w_low);
+  unpack(w[1], w_high);
+  if (a.cos != nullptr) turn_back(values, d_low, d_high);
+  const float factor = head_factor<kPairs>(chunk_sum(d_low, w_low, x_low),
+                                           chunk_sum(d_high, w_high, x_high), values.rstd);
+  if (!present) return;
+  auto* out = reinterpret_cast<uint4*>(a.out) + t * (a.out_stride / 8) + j * 2 * kPairs + pair;
+  out[0] = gradient(d_low, w_low, x_low, factor, values.rstd);
+  out[kPairs] = gradient(d_high, w_high, x_high, factor, values.rstd);
+}
+
 }  // namespace lockstep::ops::cuda

@@ -74,10 +74,10 @@ struct Range {
   float lowest, highest;
 };
 
-// visit(z, v) for the kept tokens in a range of z; a warp takes a block, and four of them at a
-// time, so that their loads overlap.
+// visit(z, keep, v) for four neighbours at a time, from token v on; keep: which are kept and in a
+// range of z. A warp takes a block, and four of them at a time, so that their loads overlap.
 template <bool kWide, typename Visit>
-__device__ inline void for_each_kept(const FilterRow& row, Range range, Visit visit) {
+__device__ inline void for_each_four(const FilterRow& row, Range range, Visit visit) {
   constexpr int kAtOnce = 4;
   const int lane = threadIdx.x % 32;
   const float lowest = fmaxf(range.lowest, row.cut.z);
@@ -98,14 +98,28 @@ __device__ inline void for_each_kept(const FilterRow& row, Range range, Visit vi
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (!look[i]) continue;
-      const std::int64_t v = std::int64_t{begin + i * kFilterWarps} * kBlock + 4 * lane;
+      const int v = (begin + i * kFilterWarps) * kBlock + 4 * lane;
+      float z[4];
+      bool keep[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float z = x[i][k] * row.inv_t;
-        if (z >= lowest && z <= range.highest && kept(z, v + k, row.cut)) visit(z, v + k);
+        z[k] = x[i][k] * row.inv_t;
+        keep[k] = (z[k] >= lowest) & (z[k] <= range.highest) & kept(z[k], v + k, row.cut);
       }
+      visit(z, keep, v);
     }
   }
+}
+
+// visit(z, v) for each of them.
+template <bool kWide, typename Visit>
+__device__ inline void for_each_kept(const FilterRow& row, Range range, Visit visit) {
+  for_each_four<kWide>(row, range, [&](const float(&z)[4], const bool(&keep)[4], int v) {
+    if (!(keep[0] | keep[1] | keep[2] | keep[3])) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (keep[k]) visit(z[k], v + k);
+  });
 }
 
 // The sum over all threads.
@@ -159,13 +173,26 @@ __device__ inline void clear_bins(FilterShared& sh) {
   sh.count[threadIdx.x] = sh.weight_low[threadIdx.x] = sh.weight_high[threadIdx.x] = 0;
   __syncthreads();
 }
-__device__ inline void add_to_bin(FilterShared& sh, int bin, std::uint32_t weight) {
-  bool carry = weight == 0xFFFFFFFFu;  // 2^32
-  if (!carry) {
-    const std::uint32_t before = atomicAdd(&sh.weight_low[bin], weight);
-    carry = before + weight < before;
+template <int kCount>
+__device__ inline void add_to_bins(FilterShared& sh, const int (&bin)[kCount],
+                                   const std::uint32_t (&weight)[kCount],
+                                   const bool (&counts)[kCount]) {
+  std::uint32_t before[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    before[k] = counts[k] ? atomicAdd(&sh.weight_low[bin[k]], weight[k]) : 0;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    // What the low half holds of 2^32 is one too little.
+    const bool whole = weight[k] == 0xFFFFFFFFu;
+    if (!(counts[k] & ((before[k] + weight[k] < before[k]) | whole))) continue;
+    std::uint32_t high = before[k] + weight[k] < before[k] ? 1 : 0;
+    if (whole && atomicAdd(&sh.weight_low[bin[k]], 1u) == 0xFFFFFFFFu) ++high;
+    if (high != 0) atomicAdd(&sh.weight_high[bin[k]], high);
   }
-  if (carry) atomicAdd(&sh.weight_high[bin], 1u);
+}
+__device__ inline void add_to_bin(FilterShared& sh, int bin, std::uint32_t weight) {
+  add_to_bins<1>(sh, {bin}, {weight}, {true});
 }
 
 // What a token counts for: 1 in top-k, its weight in top-p.
@@ -340,11 +367,25 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
   Range range{by_weight ? row.max - kWeightRange - slack : -kInfinity, kInfinity};
   if (by_count) range.lowest = fmaxf(range.lowest, lowest_of_top_k(sh, row, s.top_k) - slack);
   clear_bins(sh);
-  for_each_kept<kWide>(row, range, [&](float z, std::int64_t) {
-    const int bin = row.bin(z);
-    if (by_weight && bin == kBins - 1) return;
-    if (by_count) atomicAdd(&sh.count[bin], 1u);
-    if (by_weight) add_to_bin(sh, bin, weight_of(z, row.max));
+  for_each_four<kWide>(row, range, [&](const float(&z)[4], const bool(&keep)[4], int) {
+    int bin[4];
+    bool counts[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      bin[k] = row.bin(z[k]);
+      counts[k] = keep[k] & (!by_weight | (bin[k] != kBins - 1));
+    }
+    if (by_weight) {
+      std::uint32_t weight[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) weight[k] = weight_of(z[k], row.max);
+      add_to_bins(sh, bin, weight, counts);
+    }
+    if (by_count) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (counts[k]) atomicAdd(&sh.count[bin[k]], 1u);
+    }
   });
   __syncthreads();
 
