@@ -244,6 +244,7 @@ int main(int argc, char** argv) {
       if (only < 0 || only == shape++) bench::bench_latent_training(ctx, n.sequences, n.keys, n.H);
     for (const Latent& n : {Latent{128, 1, 4096, 128},
                             {128, 1, 2048, 16},
+                            {32, 1, 8192, 16},
                             {8, 1, 32768, 128},
                             {16, 1, 8192, 128},
                             {1, 512, 4096, 128}})

@@ -128,6 +128,10 @@ int main(int argc, char** argv) {
   const tensor::Context ctx = tensor::cuda_context(arena);
   fmt::print("{}\n", tensor::device_text(ctx));
   const std::int64_t V = argc > 1 ? std::atoll(argv[1]) : 151936;
+  if (argc > 2) {  // only so many rows
+    bench::vocab(ctx, std::atoll(argv[2]), V, argc > 3 ? std::atof(argv[3]) : 3.0);
+    return 0;
+  }
   for (const std::int64_t R : {1, 64, 512, 1024}) bench::vocab(ctx, R, V, 3.0);
   bench::vocab(ctx, 512, V, 1.0);
   for (const auto moments : {tensor::DType::kFp32, tensor::DType::kBf16})

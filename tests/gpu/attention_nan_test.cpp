@@ -57,8 +57,8 @@ class AttentionNanGpu : public GpuTest {
     const auto run_cpu = [&](const Tensor& k, const Tensor& v, Tensor* out, Tensor* lse2) {
       *out = cpu_output(DType::kBf16, {T, n.H, n.Kv});
       *lse2 = cpu_output(DType::kFp32, {T, n.H});
-      attention(cpu, x.q_THK, k, v, {x.offsets_S1, x.lengths_S, x.pages_SP, x.page_size}, n.scale,
-                *out, *lse2);
+      attention(cpu, x.q_THK, k, n.latent ? TensorView{} : v.view(),
+                {x.offsets_S1, x.lengths_S, x.pages_SP, x.page_size}, n.scale, *out, *lse2);
     };
     Tensor out, lse2;
     run_cpu(x.k_RJK, x.v_RJK, &out, &lse2);
@@ -69,14 +69,16 @@ class AttentionNanGpu : public GpuTest {
       const auto [queries, keys] = x.parts[s];
       if (queries == 0) continue;
       for (std::int64_t j = 0; j < n.J; ++j) {
-        const std::int64_t kind = uniform_int(rng, 0, 2);
+        const std::int64_t kind = n.latent ? 2 : uniform_int(rng, 0, 2);
         for (std::int64_t count = uniform_int(rng, 1, 3); count > 0; --count) {
           const std::int64_t from = count == 1 ? 0 : std::max<std::int64_t>(0, keys - queries - 2);
           const std::int64_t position = uniform_int(rng, from, keys - 1);
           const std::int64_t row = key_row(x, s, position), column = uniform_int(rng, 0, n.Kv - 1);
           const std::uint16_t bad = kBad[uniform_int(rng, 0, 3)];
+          const bool whole = !n.latent || uniform_int(rng, 0, 1) == 0;
           if (kind == 2)
-            for (std::int64_t d = 0; d < n.K; ++d) bits(k, row)[j * n.K + d] = bad;
+            for (std::int64_t d = 0; d < n.K; ++d)
+              if (whole || d == column) bits(k, row)[j * n.K + d] = bad;
           for (std::int64_t d = 0; d < n.Kv; ++d)
             if (kind == 1 || (kind == 0 && d == column)) bits(v, row)[j * n.Kv + d] = bad;
           for (std::int64_t i = 0; i < queries; ++i) {
@@ -106,7 +108,7 @@ class AttentionNanGpu : public GpuTest {
 
     const TensorView gpu_out = gpu_output(DType::kBf16, {T, n.H, n.Kv}),
                      gpu_lse2 = gpu_output(DType::kFp32, {T, n.H});
-    attention(gpu, on_gpu(x.q_THK), on_gpu(k), on_gpu(v),
+    attention(gpu, on_gpu(x.q_THK), on_gpu(k), n.latent ? TensorView{} : on_gpu(v),
               {on_gpu(x.offsets_S1), on_gpu(x.lengths_S), on_gpu(x.pages_SP), x.page_size,
                x.max_queries, x.max_keys},
               n.scale, gpu_out, gpu_lse2);
@@ -150,6 +152,24 @@ TEST_F(AttentionNanGpu, ReachesNoEarlierQueryAcrossSplits) {
     expect_bad_keys_stay_with_their_queries(
         rng, served_case(rng, n, {{4, 2050}, {2, 2049}, {100, 2100}, {1, 4097}, {3, 2048}}, 16));
     expect_bad_keys_stay_with_their_queries(rng, packed_case(rng, n, {2100}));
+  }
+}
+
+// Tiles of latent attention hold several tokens where a KV head has few heads.
+TEST_F(AttentionNanGpu, OfLatentKeysReachesNoEarlierQuery) {
+  Rng rng(5);
+  for (const AttentionSizes& n :
+       {AttentionSizes{16, 1, 576, 512, 0.04, true}, AttentionSizes{1, 1, 32, 32, 0.17, true},
+        AttentionSizes{5, 1, 96, 80, 0.1, true}, AttentionSizes{6, 3, 64, 64, 0.125, true},
+        AttentionSizes{70, 1, 48, 32, 0.14, true}}) {
+    expect_bad_keys_stay_with_their_queries(rng, packed_case(rng, n, {1, 16, 65, 130, 0, 200}));
+    for (const std::int64_t page_size : {7, 16})
+      expect_bad_keys_stay_with_their_queries(
+          rng,
+          served_case(rng, n, {{2, 129}, {4, 130}, {70, 257}, {1, 77}, {129, 131}}, page_size));
+    if (n.K < 100)
+      expect_bad_keys_stay_with_their_queries(
+          rng, served_case(rng, n, {{4, 2050}, {30, 2060}, {1, 40}}, 16));
   }
 }
 

@@ -132,6 +132,15 @@ TEST_F(AttentionGpu, LatentTrainingHasTheBytesOfTheCpu) {
                          true);
 }
 
+// Moonlight's and DeepSeek-V2-Lite's heads: four tokens a tile.
+TEST_F(AttentionGpu, LatentTilesOfSeveralTokensHaveTheBytesOfTheCpu) {
+  Rng rng(26);
+  const AttentionSizes n{16, 1, 576, 512, 0.0417, true};
+  expect_same_training(attention_case(rng, n, {130, 3, 66, 1}), true, true);
+  expect_same_served(served_case(rng, n, {{1, 77}, {9, 90}, {66, 130}, {2, 260}}, 16), true);
+  expect_same_training(attention_case(rng, {32, 1, 64, 64, 0.125, true}, {300, 5}), true, false);
+}
+
 // Heads that fill an even number of tiles: two thread blocks share a token's keys.
 TEST_F(AttentionGpu, LatentPairsOfTilesHaveTheBytesOfTheCpu) {
   Rng rng(25);
@@ -165,7 +174,8 @@ TEST_F(AttentionGpu, LatentServedHasTheBytesOfTheCpuAcrossSplits) {
   Rng rng(24);
   for (const std::int64_t page_size : {16, 37})
     for (const AttentionSizes& n :
-         {AttentionSizes{2, 1, 576, 512, 0.04, true}, AttentionSizes{70, 1, 48, 16, 0.14, true}}) {
+         {AttentionSizes{2, 1, 576, 512, 0.04, true}, AttentionSizes{70, 1, 48, 16, 0.14, true},
+          AttentionSizes{16, 1, 64, 48, 0.14, true}}) {
       // Few tiles: a CTA a split. Many: one after the other.
       expect_same_served(
           served_case(rng, n, {{1, 2047}, {1, 2048}, {1, 2049}, {1, 4097}, {1, 6200}, {1, 3}},

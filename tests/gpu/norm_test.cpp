@@ -83,6 +83,34 @@ TEST_F(NormGpu, RmsNormBackward) {
     }
 }
 
+// More blocks of 128 rows than are divided among thread blocks. The rows repeat.
+TEST_F(NormGpu, RmsNormBackwardOfManyRows) {
+  Rng rng(5);
+  const std::int64_t T = 8197, period = 131;
+  const auto rows = [&](DType dtype, std::int64_t width) {
+    const Tensor some = uneven(rng, dtype, {period, width}), all = cpu_output(dtype, {T, width});
+    for (std::int64_t t = 0; t < T; ++t)
+      std::memcpy(all.view().rows(t, 1).data, some.view().rows(t % period, 1).data,
+                  some.view().rows(0, 1).bytes());
+    return all;
+  };
+  for (const std::int64_t D : {48, 2048, 4096, 7168}) {
+    if (left_out(5)) continue;
+    const Tensor dh = rows(DType::kBf16, D), residual = rows(DType::kBf16, D),
+                 x = rows(DType::kBf16, D), of_rows = rows(DType::kFp32, 1),
+                 w = random_normal(rng, DType::kBf16, {D}),
+                 dw_before = random_normal(rng, DType::kFp32, {D});
+    const TensorView rstd = of_rows.view().reshape({T});
+    const Tensor dx = cpu_output(DType::kBf16, {T, D}), dw = copy_of(dw_before);
+    rms_norm_backward(cpu, dh, residual, x, w, rstd, dx, dw);
+    const TensorView gdx = gpu_output(DType::kBf16, {T, D}), gdw = on_gpu(dw_before);
+    rms_norm_backward(gpu, on_gpu(dh), on_gpu(residual), on_gpu(x), on_gpu(w), on_gpu(rstd), gdx,
+                      gdw);
+    expect_same(dx, gdx, fmt::format("D {} dx", D));
+    expect_same(dw, gdw, fmt::format("D {} dw", D));
+  }
+}
+
 struct HeadCase {
   std::int64_t T, H, K;
   bool norm, rotate;
@@ -102,6 +130,9 @@ std::vector<HeadCase> head_cases() {
       cases.push_back({T, H, 128, true, true, 128, 256});
       cases.push_back({T, H, 64, false, true, 64, 0});
     }
+  // More blocks of 128 tokens than are divided among thread blocks.
+  for (const std::int64_t K : {16, 32, 64, 128, 256})
+    cases.push_back({4229, 2, K, true, true, K, 0});
   // Widths and columns that are not whole chunks.
   cases.push_back({130, 3, 2, true, true, 0, 0});
   cases.push_back({130, 3, 18, true, true, 3, 1});

@@ -57,7 +57,8 @@ void launch_decode(const Context& ctx, const AttentionArgs& a, float c) {
   const std::int64_t splits = (a.most_keys + kSplit - 1) / kSplit;
   const std::int64_t rows = wanted < kDecodeRows ? wanted : kDecodeRows;
   const tensor::ArenaScope scope(*ctx.workspace);
-  SplitStates states{nullptr, nullptr, nullptr, static_cast<int>(splits), static_cast<int>(rows)};
+  SplitStates states{nullptr,    nullptr, nullptr, static_cast<int>(splits), static_cast<int>(rows),
+                     kDecodeRows};
   if (splits > 1) {
     const std::int64_t count = a.sequences * a.kv_heads * splits * rows;
     const auto take = [&](std::int64_t n) {

@@ -17,6 +17,7 @@ struct SplitStates {
   float* l;
   float* o;  // [.., Kv]
   int splits, rows;
+  int most_queries;  // of the sequences that are here
 
   __device__ std::int64_t at(const AttentionArgs& a, int s, int j, int split, int row) const {
     return ((s * a.kv_heads + j) * splits + split) * rows + row;
@@ -234,7 +235,9 @@ __global__ __launch_bounds__(kMergeThreads) void attention_merge_kernel(Attentio
   const int group = static_cast<int>(a.heads / a.kv_heads);
   const int Kv = static_cast<int>(a.value_width);
   const std::int64_t total = std::int64_t{seq.queries} * group;
-  if (total > kDecodeRows || row >= total || seq.keys <= kSplit) return;
+  if (seq.queries > states.most_queries || total > kDecodeRows || row >= total ||
+      seq.keys <= kSplit)
+    return;
   const int splits = (seq.first_position + row / group) / kSplit + 1;  // that the row sees
   const std::int64_t place = (seq.begin + row / group) * a.heads + j * group + row % group;
   for (int d = threadIdx.x; d < Kv; d += kMergeThreads) {

@@ -4,13 +4,43 @@
 
 #include "ops/cuda/attention_latent.cuh"
 #include "ops/cuda/attention_latent.h"
+#include "ops/cuda/attention_latent_decode.cuh"
 #include "ops/cuda/attention_latent_launch.h"
 
 namespace lockstep::ops::cuda {
+namespace {
+
+void launch_decode(const Context& ctx, const AttentionArgs& a, float c, const CUtensorMap& k_map,
+                   int piece) {
+  const std::int64_t splits = (a.most_keys + kSplit - 1) / kSplit, rows = a.heads / a.kv_heads;
+  SplitStates states{nullptr, nullptr, nullptr, static_cast<int>(splits), static_cast<int>(rows),
+                     1};
+  if (splits > 1) {
+    const std::int64_t count = a.sequences * a.heads * splits;
+    const auto take = [&](std::int64_t n) {
+      return ctx.workspace->take(tensor::DType::kFp32, {n}).as<float>();
+    };
+    states.m = take(count);
+    states.l = take(count);
+    states.o = take(count * a.value_width);
+  }
+  const auto kernel = latent_decode_kernel;
+  using Plan = LatentDecodePlan;
+  allow_shared(kernel, Plan::kBytes);
+  const dim3 grid(grid_size(splits), grid_size(a.kv_heads), grid_size(a.sequences));
+  kernel<<<grid, Plan::kThreads, Plan::kBytes, stream_of(ctx)>>>(a, c, piece, states, k_map);
+  LOCKSTEP_CUDA_LAUNCHED("attention_latent_decode");
+  if (splits == 1) return;
+  const dim3 merge_grid(grid_size(rows), grid_size(a.kv_heads), grid_size(a.sequences));
+  attention_merge_kernel<kThreads><<<merge_grid, kThreads, 0, stream_of(ctx)>>>(a, c, states);
+  LOCKSTEP_CUDA_LAUNCHED("attention_latent_decode's merge");
+}
+
+}  // namespace
 
 void attention_latent(const Context& ctx, const AttentionArgs& a) {
   const auto c = static_cast<float>(a.scale * std::numbers::log2e);
-  const LatentShape n = latent_shape(a);
+  LatentShape n = latent_shape(a);
   const std::int64_t splits = (a.most_keys + kSplit - 1) / kSplit;
   const tensor::ArenaScope scope(*ctx.workspace);
   const auto take = [&](std::int64_t count) {
@@ -21,6 +51,13 @@ void attention_latent(const Context& ctx, const AttentionArgs& a) {
       CU_TENSOR_MAP_SWIZZLE_128B, "q_THK");
   const CUtensorMap k_map =
       rows_map(a.k, a.width, a.kv_heads, a.rows, std::max(n.piece, 8), "k_RJK");
+  // Single queries of few heads.
+  if (a.pages != nullptr && a.heads / a.kv_heads <= kDecodeRows && n.piece >= 8 &&
+      a.sequences <= 65535) {
+    launch_decode(ctx, a, c, k_map, n.piece);
+    if (a.longest == 1) return;
+    n.fewest_queries = 2;
+  }
   // Few tiles with several splits: a CTA takes one split.
   if (splits > 1 && n.tiles <= kMultiprocessors / 2) {
     const std::int64_t rows = n.tiles * splits * kLatentRows;

@@ -1,9 +1,9 @@
 // Attention forward where values are the first columns of the key rows (docs/numerics.md, section
-// 8). A CTA works on tiles of 64 rows: query heads of one token, which all see the same keys. A
-// block's keys stay in shared memory, in panels of 64 columns: each of two warpgroups computes the
-// scores of 64 of the 128 keys, then every other panel of the output from the same memory; a panel
-// that was used is refilled with the next block's. p goes through the place of the last panel,
-// which holds no values.
+// 8). A CTA works on tiles of 64 rows: query heads of one token, or of several where they are few.
+// A block's keys stay in shared memory, in panels of 64 columns: each of two warpgroups computes
+// the scores of 64 of the 128 keys, then every other panel of the output from the same memory; a
+// panel that was used is refilled with the next block's. p goes through the place of the last
+// panel, which holds no values.
 #pragma once
 
 #include "ops/cuda/attention_latent_parts.cuh"
@@ -17,7 +17,8 @@ struct LatentPlan {
   static constexpr int kPairs = kKeys + kLatentPanels * kKeyPanelBytes;  // [8][64][4]
   static constexpr int kMax = kPairs + 8 * kLatentRows * 4 * 4;          // [2][64]
   static constexpr int kTotal = kMax + 2 * kLatentRows * 4;              // [64]
-  static constexpr int kBarriers = kTotal + kLatentRows * 4;
+  static constexpr int kBroken = kTotal + kLatentRows * 4;  // a byte a column of the values
+  static constexpr int kBarriers = kBroken + (kLatentPanels - 1) * 64;
   static constexpr int kBytes = 1024 + kBarriers + (2 + 2 * kLatentPanels) * 8;
   static_assert(kBytes <= kSharedMemory);
 };
@@ -89,19 +90,20 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
                       q_full, p * 64, static_cast<int>(tile.token * a.heads) + tile.head);
       }
       q_parity ^= 1;
+      int from = copied ? piece_row(a, tile, first_block * kBlock, warp, n.piece) : 0;
       for (int b = first_block; b < end_block; ++b, parity ^= 1) {
+        const bool ahead = copied && b + 1 < end_block;
+        const int next = ahead ? piece_row(a, tile, (b + 1) * kBlock, warp, n.piece) : -kBlock;
         for (int p = 0; p < n.panels; ++p) {
           mbarrier_wait(free(p), parity ^ 1);
-          load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, p, keys_at(p), warp,
-                         n.piece, copied, &k_map, full(p));
+          load_key_panel(a, tile, b * kBlock, p, keys_at(p), warp, n.piece, copied, from, &k_map,
+                         full(p));
         }
         if (copied) {
           // What pages hold comes from memory: it is on its way to the L2 cache one block ahead.
-          const int next = (b + 1) * kBlock + warp * kLoadRows + lane * n.piece;
-          if (a.pages == nullptr || b + 1 == end_block || lane * n.piece >= kLoadRows) continue;
-          const int row = key_row(a, tile.seq, tile.s, next, tile.end);
-          for (int p = 0; p < n.panels && row >= 0; ++p)
-            tma_prefetch_3d(&k_map, p * 64, tile.j, row);
+          for (int p = 0; p < n.panels && next >= 0 && a.pages != nullptr; ++p)
+            tma_prefetch_3d(&k_map, p * 64, tile.j, next);
+          from = next;
           continue;
         }
         finish_last_rows();
@@ -116,6 +118,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
   const int group = warpgroup, t = lane % 4;
   const int row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
   const std::uint32_t p_at = base + Plan::kP;
+  const LatentBroken broken{shared + Plan::kBroken};
   const auto release = [&](std::uint32_t barrier) {
     __syncwarp();
     if (lane == 0) mbarrier_arrive(barrier);
@@ -124,6 +127,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
     if (!locate(item)) continue;
     mbarrier_wait(q_full, q_parity);
     q_parity ^= 1;
+    const bool several = tile.first_end < tile.end;  // tokens, which see different keys
+    const int token[2] = {tile.index(row[0]), tile.index(row[1])};
     float o[4][32];
     float m[2], mc[2], l[2], merged_m[2], merged_l[2];
     for (int b = first_block; b < end_block; ++b, parity ^= 1) {
@@ -165,10 +170,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       }
 
       // 2. Softmax. The barrier also says that nobody reads the last panel any more.
-      const int last = tile.end - 1 - b * kBlock - group * 64;  // visible column of mine
+      const int seen = tile.first_end - b * kBlock;  // of this block, by the first token
       float corr[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        const int last = min(seen + token[h], tile.end - b * kBlock) - 1 - group * 64;  // column
         float top = kNone;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
@@ -182,6 +188,13 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         if (t == 0) highest[group * kLatentRows + row[h]] = top;
       }
       named_sync(1, 256);
+      // Whoever read them for the tile before has come to this barrier since.
+      if (several && b == first_block) broken.clear(static_cast<int>(threadIdx.x));
+      if (several && seen < kBlock) {
+        broken.check(keys_at(0), max(seen, 0), min(tile.end - b * kBlock, kBlock), seen,
+                     static_cast<int>(threadIdx.x));
+        fence_async_shared();
+      }
       float pair[2][8];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -222,13 +235,26 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
 #pragma unroll
           for (int e = 0; e < 32; ++e) o[i][e] = o[i][e] * corr[e / 2 % 2];
       }
+      const auto done = [&](int i) {
+        keep_registers(o[i]);
+        const int panel = 2 * i + group;
+        if (panel < n.panels) release(free(panel));
+      };
+      // A warp that issues products waits for those before them; so the panel before is released
+      // between the first and the second step of the next one.
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         keep_registers(o[i]);
         wgmma_fence();
 #pragma unroll
-        for (std::uint32_t k = 0; k < 8; ++k)
+        for (std::uint32_t k = 0; k < 8; ++k) {
           wgmma_bf16<Major::kMn>(o[i], p[k], operand_128b(keys_at(2 * i + group) + k * 2048), true);
+          if (k > 0) continue;
+          wgmma_commit();
+          if (i == 0) continue;
+          wgmma_wait<1>();
+          done(i - 1);
+        }
         wgmma_commit();
       }
 #pragma unroll
@@ -240,17 +266,6 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
 #pragma unroll
         for (int j = 0; j < 8; ++j) l[h] = l[h] + pair[h][j];
       }
-      const auto done = [&](int i) {
-        keep_registers(o[i]);
-        const int panel = 2 * i + group;
-        if (panel < n.panels) release(free(panel));
-      };
-      wgmma_wait<3>();
-      done(0);
-      wgmma_wait<2>();
-      done(1);
-      wgmma_wait<1>();
-      done(2);
       wgmma_wait<0>();
       done(3);
 #pragma unroll
@@ -283,7 +298,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         for (int e = 0; e < 32; e += 4) {
           float* v = &o[i][e];
 #pragma unroll
-          for (int k = 0; k < 4; ++k) v[k] = v[k] + (v[k] - v[k]);
+          for (int k = 0; k < 4; ++k) {
+            v[k] = v[k] + (v[k] - v[k]);
+            if (several)
+              v[k] = broken.value(v[k], token[k / 2], (2 * i + group) * 64 + 2 * e + 2 * t + k % 2);
+          }
           if (kSplits || whole) continue;
           float4* state =
               states.merged + (std::int64_t{blockIdx.x} * 32 + i * 8 + e / 4) * 256 + threadIdx.x;

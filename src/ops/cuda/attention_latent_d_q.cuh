@@ -1,7 +1,7 @@
-// dQ of latent attention (docs/numerics.md, section 8), on the forward's tiles of 64 query heads of
-// one token. Panels of a key block pass twice through a ring: once for the scores and for dp, where
-// both warpgroups have 64 of the 128 keys, and once for ds k, where they have every other panel of
-// dQ and halves of the last one.
+// dQ of latent attention (docs/numerics.md, section 8), on the forward's tiles of 64 rows. Panels
+// of a key block pass twice through a ring: once for the scores and for dp, where both warpgroups
+// have 64 of the 128 keys, and once for ds k, where they have every other panel of dQ and halves of
+// the last one.
 #pragma once
 
 #include "ops/cuda/attention_latent_parts.cuh"
@@ -104,6 +104,7 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       __syncwarp();
       const int blocks = (tile.end + kBlock - 1) / kBlock;
       for (int b = 0; b < blocks; ++b) {
+        const int from = copied ? piece_row(a, tile, b * kBlock, warp, n.piece) : 0;
         // Copies of 16 bytes are told of two panels later.
         constexpr int kLag = 2;
         RingPosition<kStages> told = at;
@@ -115,8 +116,8 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
         };
         for (int i = 0; i < 2 * n.panels; ++i, at.advance()) {
           mbarrier_wait(free(at.stage), at.parity ^ 1);
-          load_key_panel(a, tile.seq, tile.s, tile.j, tile.end, b * kBlock, i % n.panels,
-                         keys_at(at.stage), warp, n.piece, copied, &k_map, full(at.stage));
+          load_key_panel(a, tile, b * kBlock, i % n.panels, keys_at(at.stage), warp, n.piece,
+                         copied, from, &k_map, full(at.stage));
           if (copied) continue;
           copy_commit();
           copy_wait<kLag>();
@@ -143,9 +144,11 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
     if (!tile.locate(a, n, item)) continue;
     const std::int64_t head = tile.token * a.heads + tile.head;
     float lse2[2], delta[2];
+    int ends[2];  // of the keys that a row sees
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = min(row[h], tile.rows - 1);
+      ends[h] = tile.first_end + tile.index(r);
       lse2[h] = a.lse2[head + r];
       delta[h] = delta_TH[head + r];
     }
@@ -181,12 +184,12 @@ __global__ void __launch_bounds__(kLatentThreads, 1)
       if (b + 1 == blocks) release(rows_free);
 
       // 2. ds.
-      const int last = tile.end - 1 - b * kBlock - group * 64;  // visible column of mine
+      const int first_key = b * kBlock + group * 64 + 2 * t;
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
-        const int h = i / 2 % 2, column = i / 4 * 8 + 2 * t + i % 2;
+        const int h = i / 2 % 2, key = first_key + i / 4 * 8 + i % 2;
         const float p = softmax_exp2(numerics::fma(x[i], c, -lse2[h]));
-        x[i] = column <= last ? p * (dp[i] - delta[h]) : 0.0f;
+        x[i] = key < ends[h] ? p * (dp[i] - delta[h]) : 0.0f;
       }
       named_sync(1, 256);  // the block before is done with its ds
 #pragma unroll

@@ -1,12 +1,13 @@
 #include <cuda_pipeline.h>
 
-#include "ops/cuda/head_norm.cuh"
+#include "ops/cuda/head_norm_backward.cuh"
 #include "ops/cuda/norm.h"
 
 namespace lockstep::ops::cuda {
 namespace {
 
 constexpr int kProducers = 512;  // threads that turn rows into terms
+constexpr unsigned kFewBlocks = kMultiprocessors / 4;
 constexpr int kTileValues = kProducers * 16;
 
 // Threads that add them up, K / consumers(K) columns each.
@@ -23,8 +24,17 @@ __device__ void barrier_arrive(int id) {
 }
 
 // Where column 8q + 2p + b of a row lies among its (dy, x * rstd) pairs: 16-byte pieces are swapped
-// so that neighbouring threads' stores fall on different banks.
-__device__ int pair_place(int q, int p) { return q * 8 + (p ^ (q >> 1 & 3)) * 2; }
+// so that neighbouring threads' stores, of kMine threads a row, fall on different banks. What the
+// row adds to that of row 0 is pair_turn.
+template <int kMine>
+__device__ int pair_place(int q, int p) {
+  return q * 8 + (p ^ (q % kMine >> 1 & 3)) * 2;
+}
+template <int kMine>
+__device__ int pair_turn(int row) {
+  const int piece = kMine == 1 ? (row & 1) * 4 + (row >> 1 & 3) : row * kMine >> 1 & 3;
+  return piece * 2;
+}
 
 // A producer's share of a row: chunks `pair` and `pair + kPairs`, which the rotation mixes, of
 // d_out and x. They come by asynchronous copies into the thread's own slots, kStages tiles of them.
@@ -45,9 +55,8 @@ struct Place {
 };
 
 template <int kPairs>
-__device__ void fetch(const Heads& a, int r, int t, int rows, uint4* slot) {
+__device__ void fetch(const Heads& a, int pair, int r, int t, int rows, uint4* slot) {
   if (r < rows) {
-    const int pair = static_cast<int>(threadIdx.x) % kPairs;
     const auto* d_out = reinterpret_cast<const uint4*>(a.d_out) + (r * 2 * kPairs + pair);
     const auto* x =
         reinterpret_cast<const uint4*>(a.x) +
@@ -60,118 +69,66 @@ __device__ void fetch(const Heads& a, int r, int t, int rows, uint4* slot) {
   __pipeline_commit();
 }
 
-// What a row needs besides.
-struct RowValues {
-  float4 cos[2], sin[2];
-  float rstd;
-};
-
-__device__ RowValues load_values(const Heads& a, int r, int t, int rows, int pair) {
-  RowValues l{};
-  if (r >= rows) return l;
-  l.rstd = a.rstd[r];
-  if (a.cos == nullptr) return l;
-  const std::int64_t at = table_row(a, t) + pair * 8;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    l.cos[i] = __ldg(reinterpret_cast<const float4*>(a.cos + at) + i);
-    l.sin[i] = __ldg(reinterpret_cast<const float4*>(a.sin + at) + i);
-  }
-  return l;
-}
-
-__device__ void spread(const float4 (&v)[2], float (&out)[8]) {
-  out[0] = v[0].x, out[1] = v[0].y, out[2] = v[0].z, out[3] = v[0].w;
-  out[4] = v[1].x, out[5] = v[1].y, out[6] = v[1].z, out[7] = v[1].w;
-}
-
 // A chunk's terms: dy and x * rstd, in turn.
-__device__ void store_terms(float2* row, int q, const float (&dy)[8], const float (&x)[8],
-                            float rstd) {
+template <int kMine>
+__device__ void store_terms(float2* terms, int row, int q, const float (&dy)[8],
+                            const float (&x)[8], float rstd) {
+  float2* const to = terms + row * 16 * kMine;
 #pragma unroll
   for (int p = 0; p < 4; ++p)
-    *reinterpret_cast<float4*>(row + pair_place(q, p)) = {dy[2 * p], x[2 * p] * rstd, dy[2 * p + 1],
-                                                          x[2 * p + 1] * rstd};
+    *reinterpret_cast<float4*>(to + (pair_place<kMine>(q, p) ^ pair_turn<kMine>(row))) = {
+        dy[2 * p], x[2 * p] * rstd, dy[2 * p + 1], x[2 * p + 1] * rstd};
 }
 
-// dy of one chunk pair, in place.
-__device__ void turn_back(const RowValues& l, float (&low)[8], float (&high)[8]) {
-  float c[8], s[8];
-  spread(l.cos, c);
-  spread(l.sin, s);
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const float d1 = low[k], d2 = high[k];
-    low[k] = numerics::fma(d1, c[k], d2 * s[k]);
-    high[k] = numerics::fma(d2, c[k], -(d1 * s[k]));
-  }
-}
-
-__device__ float chunk_sum(const float (&dy)[8], const float (&w)[8], const float (&v)[8]) {
-  float acc = 0.0f;
-#pragma unroll
-  for (int k = 0; k < 8; ++k) acc = numerics::fma(dy[k] * w[k], v[k], acc);
-  return acc;
-}
-
-__device__ uint4 gradient(const float (&dy)[8], const float (&w)[8], const float (&v)[8],
-                          float factor, float rstd) {
-  float out[8];
-#pragma unroll
-  for (int k = 0; k < 8; ++k) out[k] = numerics::fma(-v[k], factor, rstd * (dy[k] * w[k]));
-  return pack(out);
-}
-
-// Turns tiles of rows into terms in shared memory and writes d_x.
-template <int kPairs>
-__device__ void produce(const Heads& a, int rows, float2* stage, uint4* raw) {
-  constexpr int K = 16 * kPairs, kRows = kProducers / kPairs;
-  constexpr int kThreads = kProducers + consumers(K);
-  const int pair = static_cast<int>(threadIdx.x) % kPairs;
-  const int row = static_cast<int>(threadIdx.x) / kPairs;
+// Turns tiles of rows into terms in shared memory, those of the kMine pairs of chunks from `first`
+// on; where these are all, it writes d_x, too.
+template <int kPairs, int kMine>
+__device__ void produce(const Heads& a, int first, int rows, float2* stage, uint4* raw) {
+  constexpr int kColumns = 16 * kMine, kRows = kProducers / kMine;
+  constexpr int kThreads = kProducers + consumers(kColumns);
+  const int mine = static_cast<int>(threadIdx.x) % kMine, pair = first + mine;
+  const int row = static_cast<int>(threadIdx.x) / kMine;
   uint4* slot = raw + threadIdx.x;
   Place place{row / a.H, row % a.H};
   int t = place.t;
   place.advance(kRows, a.H);
   int next_t = place.t;
   place.advance(kRows, a.H);
-  fetch<kPairs>(a, row, t, rows, slot);
-  fetch<kPairs>(a, row + kRows, next_t, rows, slot + 4 * kProducers);
+  fetch<kPairs>(a, pair, row, t, rows, slot);
+  fetch<kPairs>(a, pair, row + kRows, next_t, rows, slot + 4 * kProducers);
   RowValues values = load_values(a, row, t, rows, pair);
   for (int tile = 0; tile * kRows < rows; ++tile) {
     const int r = tile * kRows + row;
-    fetch<kPairs>(a, r + 2 * kRows, place.t, rows, slot + (tile + 2) % kStages * 4 * kProducers);
+    fetch<kPairs>(a, pair, r + 2 * kRows, place.t, rows,
+                  slot + (tile + 2) % kStages * 4 * kProducers);
     __pipeline_wait_prior(kStages - 1);
-    const uint4* mine = slot + tile % kStages * 4 * kProducers;
-    float d_low[8], d_high[8], x_low[8], x_high[8], scale_low[8], scale_high[8];
-    unpack(mine[0], d_low);
-    unpack(mine[kProducers], d_high);
-    unpack(mine[2 * kProducers], x_low);
-    unpack(mine[3 * kProducers], x_high);
-    unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair), scale_low);
-    unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair + kPairs), scale_high);
+    const uint4* from = slot + tile % kStages * 4 * kProducers;
+    float d_low[8], d_high[8], x_low[8], x_high[8];
+    unpack(from[0], d_low);
+    unpack(from[kProducers], d_high);
+    unpack(from[2 * kProducers], x_low);
+    unpack(from[3 * kProducers], x_high);
     if (a.cos != nullptr) turn_back(values, d_low, d_high);
     const float rstd = values.rstd;
     values = load_values(a, r + kRows, next_t, rows, pair);  // in the registers that are now free
     if (tile >= 2) barrier_wait<kThreads>(3 + tile % 2);
-    float2* terms = stage + tile % 2 * kTileValues + row * K;
-    store_terms(terms, pair, d_low, x_low, rstd);
-    store_terms(terms, pair + kPairs, d_high, x_high, rstd);
+    float2* terms = stage + tile % 2 * kTileValues;
+    store_terms<kMine>(terms, row, mine, d_low, x_low, rstd);
+    store_terms<kMine>(terms, row, mine + kMine, d_high, x_high, rstd);
     barrier_arrive<kThreads>(1 + tile % 2);
-
-    float low = chunk_sum(d_low, scale_low, x_low), high = chunk_sum(d_high, scale_high, x_high);
-    if (kPairs < 16) low = low + 0.0f, high = high + 0.0f;  // lanes of lane_sum without elements
-    float sum = low + high;
-#pragma unroll
-    for (int d = kPairs / 2; d >= 1; d /= 2) sum = sum + __shfl_xor_sync(kFullWarp, sum, d);
-    // The division of backward_factor: by a power of two a product has the same bits.
-    const float factor = ((sum * rstd) * (rstd * rstd)) * (1.0f / K);
-    if (r < rows) {
-      auto* out =
-          reinterpret_cast<uint4*>(a.out) +
-          (r * 2 * kPairs + t * (static_cast<int>(a.out_stride) / 8 - a.H * 2 * kPairs) + pair);
-      out[0] = gradient(d_low, scale_low, x_low, factor, rstd);
-      out[kPairs] = gradient(d_high, scale_high, x_high, factor, rstd);
+    if constexpr (kMine == kPairs) {
+      float w_low[8], w_high[8];
+      unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair), w_low);
+      unpack(__ldg(reinterpret_cast<const uint4*>(a.w) + pair + kPairs), w_high);
+      const float factor = head_factor<kPairs>(chunk_sum(d_low, w_low, x_low),
+                                               chunk_sum(d_high, w_high, x_high), rstd);
+      if (r < rows) {
+        auto* out =
+            reinterpret_cast<uint4*>(a.out) +
+            (r * 2 * kPairs + t * (static_cast<int>(a.out_stride) / 8 - a.H * 2 * kPairs) + pair);
+        out[0] = gradient(d_low, w_low, x_low, factor, rstd);
+        out[kPairs] = gradient(d_high, w_high, x_high, factor, rstd);
+      }
     }
     t = next_t;
     next_t = place.t;
@@ -180,9 +137,9 @@ __device__ void produce(const Heads& a, int rows, float2* stage, uint4* raw) {
 }
 
 // Adds the terms of a thread's columns, row by row.
-template <int kPairs>
-__device__ void consume(int rows, const float2* stage, float* partial_K) {
-  constexpr int K = 16 * kPairs, kRows = kProducers / kPairs, kConsumers = consumers(K);
+template <int kPairs, int kMine>
+__device__ void consume(int first, int rows, const float2* stage, float* partial_K) {
+  constexpr int K = 16 * kMine, kRows = kProducers / kMine, kConsumers = consumers(K);
   constexpr int kThreads = kProducers + kConsumers, kColumns = (K + kConsumers - 1) / kConsumers;
   const int first_column = static_cast<int>(threadIdx.x) - kProducers;
   int place[kColumns];
@@ -190,59 +147,75 @@ __device__ void consume(int rows, const float2* stage, float* partial_K) {
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int i = min(first_column + c * kConsumers, K - 1);
-    place[c] = pair_place(i / 8, i % 8 / 2) + i % 2;
+    place[c] = pair_place<kMine>(i / 8, i % 8 / 2) + i % 2;
   }
   int tile = 0;
-  for (int first = 0; first < rows; first += kRows, ++tile) {
+  for (int begin = 0; begin < rows; begin += kRows, ++tile) {
     barrier_wait<kThreads>(1 + tile % 2);
     const float2* terms = stage + tile % 2 * kTileValues;
-    const int end = min(kRows, rows - first);
+    const int end = min(kRows, rows - begin);
 #pragma unroll 16
     for (int r = 0; r < end; ++r)
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const float2 term = terms[r * K + place[c]];
+        const float2 term = terms[r * K + (place[c] ^ pair_turn<kMine>(r))];
         acc[c] = numerics::fma(term.x, term.y, acc[c]);
       }
-    if (first + 2 * kRows < rows) barrier_arrive<kThreads>(3 + tile % 2);
+    if (begin + 2 * kRows < rows) barrier_arrive<kThreads>(3 + tile % 2);
   }
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c)
-    if (first_column + c * kConsumers < K) partial_K[first_column + c * kConsumers] = acc[c];
+  for (int c = 0; c < kColumns; ++c) {
+    const int i = first_column + c * kConsumers, chunk = i / 8;
+    if (i < K)
+      partial_K[(first + (chunk < kMine ? chunk : chunk - kMine + kPairs)) * 8 + i % 8] = acc[c];
+  }
 }
 
-// A block of 128 tokens; its rows are (token, head).
-template <int kPairs>
-__global__ void __launch_bounds__(kProducers + consumers(16 * kPairs), 1)
+// A block of 128 tokens, or kMine pairs of chunks of it; its rows are (token, head).
+template <int kPairs, int kMine>
+__global__ void __launch_bounds__(kProducers + consumers(16 * kMine), 1)
     head_backward_kernel(Heads a, float* partial_BK) {
   extern __shared__ float4 shared[];
   auto* stage = reinterpret_cast<float2*>(shared);                // [2 buffers][kTileValues]
   auto* raw = reinterpret_cast<uint4*>(stage + 2 * kTileValues);  // [kStages][4][kProducers]
   const std::int64_t begin = std::int64_t{blockIdx.x} * numerics::kRowBlock;
   const int rows = static_cast<int>(min(std::int64_t{numerics::kRowBlock}, a.T - begin)) * a.H;
+  const int first = static_cast<int>(blockIdx.y) * kMine;
   if (threadIdx.x < kProducers) {
     a.x += begin * a.x_stride;
     a.out += begin * a.out_stride;
     a.d_out += begin * a.H * a.K;
     a.rstd += begin * a.H;
     if (a.positions != nullptr) a.positions += begin;
-    produce<kPairs>(a, rows, stage, raw);
+    produce<kPairs, kMine>(a, first, rows, stage, raw);
   } else {
-    consume<kPairs>(rows, stage, partial_BK + std::int64_t{blockIdx.x} * 16 * kPairs);
+    consume<kPairs, kMine>(first, rows, stage, partial_BK + std::int64_t{blockIdx.x} * 16 * kPairs);
   }
 }
 
-template <int kPairs>
-void launch_pairs(const Heads& a, float* partial_BK, cudaStream_t stream) {
+template <int kPairs, int kMine>
+void launch_blocks(const Heads& a, float* partial_BK, cudaStream_t stream) {
   constexpr int kBytes = 2 * kTileValues * static_cast<int>(sizeof(float2)) +
                          kStages * 4 * kProducers * static_cast<int>(sizeof(uint4));
-  tensor::check_cuda(cudaFuncSetAttribute(head_backward_kernel<kPairs>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-                     "head_norm_rope_backward: shared memory");
-  head_backward_kernel<kPairs>
-      <<<blocks_for(a.T, numerics::kRowBlock), kProducers + consumers(16 * kPairs), kBytes,
-         stream>>>(a, partial_BK);
+  const auto kernel = head_backward_kernel<kPairs, kMine>;
+  tensor::check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+      "head_norm_rope_backward: shared memory");
+  const dim3 grid(blocks_for(a.T, numerics::kRowBlock), kPairs / kMine);
+  kernel<<<grid, kProducers + consumers(16 * kMine), kBytes, stream>>>(a, partial_BK);
   LOCKSTEP_CUDA_LAUNCHED("head_norm_rope_backward");
+}
+
+// With few blocks their columns are divided, and d_x, which needs whole rows, has its own kernel.
+template <int kPairs>
+void launch_pairs(const Heads& a, float* partial_BK, cudaStream_t stream) {
+  constexpr int kMine = kPairs < 4 ? 1 : kPairs / 4;
+  if (kMine == kPairs || blocks_for(a.T, numerics::kRowBlock) > kFewBlocks)
+    return launch_blocks<kPairs, kPairs>(a, partial_BK, stream);
+  launch_blocks<kPairs, kMine>(a, partial_BK, stream);
+  head_d_x_kernel<kPairs>
+      <<<blocks_for(a.T * a.H, kRowThreads / kPairs), kRowThreads, 0, stream>>>(a);
+  LOCKSTEP_CUDA_LAUNCHED("head_norm_rope_backward: d_x");
 }
 
 }  // namespace

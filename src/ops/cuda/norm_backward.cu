@@ -4,6 +4,9 @@
 namespace lockstep::ops::cuda {
 namespace {
 
+// Up to so many blocks of 128 rows, a block is not left to one thread block.
+constexpr std::int64_t kFewBlocks = 64;
+
 struct RmsNormBackward {
   std::int64_t T, D;
   const Bf16* dh;
@@ -117,6 +120,98 @@ __global__ void __launch_bounds__(kThreads)
   out[1] = {column[4], column[5], column[6], column[7]};
 }
 
+// Few rows, in two kernels, which read them twice but leave no multiprocessor idle. d_x: kWarps
+// warps a row, as in the forward.
+template <int kChunks, int kWarps>
+__global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps)
+    rms_norm_d_x_kernel(RmsNormBackward a) {
+  const Row r = my_row<kWarps>(a.D);
+  if (r.t >= a.T) return;
+  const std::int64_t base = r.t * (a.D / 8);
+  const auto* dh = reinterpret_cast<const uint4*>(a.dh) + base;
+  const auto* x = reinterpret_cast<const uint4*>(a.x) + base;
+  const auto* residual = reinterpret_cast<const uint4*>(a.residual) + base;
+  const auto* w = reinterpret_cast<const uint4*>(a.w);
+  auto* dx = reinterpret_cast<uint4*>(a.dx) + base;
+  const float rstd = a.rstd[r.t];
+
+  uint4 of_dh[kChunks], of_x[kChunks], of_w[kChunks], of_residual[kChunks];
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i)
+    if (const int chunk = r.chunk + 32 * i; chunk < r.end) {
+      of_dh[i] = __ldg(dh + chunk);
+      of_x[i] = __ldg(x + chunk);
+      of_w[i] = __ldg(w + chunk);
+      if (a.residual != nullptr) of_residual[i] = residual[chunk];
+    }
+  const float sum = row_sum<kWarps>([&](float acc) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+      if (r.chunk + 32 * i < r.end) {
+        float g[8], v[8], scale[8];
+        unpack(of_dh[i], g);
+        unpack(of_x[i], v);
+        unpack(of_w[i], scale);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) acc = numerics::fma(g[k] * scale[k], v[k], acc);
+      }
+    return acc;
+  });
+  const float factor = backward_factor(sum, rstd, a.D);
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i)
+    if (const int chunk = r.chunk + 32 * i; chunk < r.end) {
+      float g[8], v[8], scale[8];
+      unpack(of_dh[i], g);
+      unpack(of_x[i], v);
+      unpack(of_w[i], scale);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) g[k] = numerics::fma(-v[k], factor, rstd * (g[k] * scale[k]));
+      if (a.residual != nullptr) {
+        unpack(of_residual[i], v);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) g[k] = g[k] + v[k];
+      }
+      dx[chunk] = pack(g);
+    }
+}
+
+// The blocks' shares of d_w: a thread two columns of a block of 128 rows.
+constexpr int kPairThreads = 64;
+__global__ void __launch_bounds__(kPairThreads)
+    row_block_pairs_kernel(RmsNormBackward a, float* partial_BD) {
+  constexpr int kAtOnce = 32;  // rows on their way from memory
+  const std::int64_t pairs = a.D / 2;
+  const std::int64_t p = std::int64_t{blockIdx.x} * kPairThreads + threadIdx.x;
+  if (p >= pairs) return;
+  const std::int64_t begin = std::int64_t{blockIdx.y} * numerics::kRowBlock;
+  const int rows = static_cast<int>(min(std::int64_t{numerics::kRowBlock}, a.T - begin));
+  const auto* dh = reinterpret_cast<const std::uint32_t*>(a.dh) + begin * pairs + p;
+  const auto* x = reinterpret_cast<const std::uint32_t*>(a.x) + begin * pairs + p;
+  float low = 0.0f, high = 0.0f;
+  for (int first = 0; first < rows; first += kAtOnce) {
+    std::uint32_t of_dh[kAtOnce], of_x[kAtOnce];
+    float rstd[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < rows) {
+        of_dh[i] = __ldg(dh + (first + i) * pairs);
+        of_x[i] = __ldg(x + (first + i) * pairs);
+        rstd[i] = __ldg(a.rstd + begin + first + i);
+      }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < rows) {
+        float g[2], v[2];
+        unpack_pair(of_dh[i], g[0], g[1]);
+        unpack_pair(of_x[i], v[0], v[1]);
+        low = numerics::fma(g[0], v[0] * rstd[i], low);
+        high = numerics::fma(g[1], v[1] * rstd[i], high);
+      }
+  }
+  reinterpret_cast<float2*>(partial_BD + blockIdx.y * a.D)[p] = {low, high};
+}
+
 // Any width and alignment: a warp a row, value by value.
 __global__ void rms_norm_backward_any_kernel(RmsNormBackward a) {
   const std::int64_t t = blockIdx.x;
@@ -168,6 +263,20 @@ void launch_blocks(const RmsNormBackward& a, float* partial_BD, cudaStream_t str
       <<<blocks_for(a.T, numerics::kRowBlock), 32 * warps, shared, stream>>>(a, partial_BD);
 }
 
+void launch_few_rows(const RmsNormBackward& a, float* partial_BD, cudaStream_t stream) {
+  const dim3 grid(blocks_for(a.D / 2, kPairThreads), blocks_for(a.T, numerics::kRowBlock));
+  row_block_pairs_kernel<<<grid, kPairThreads, 0, stream>>>(a, partial_BD);
+  LOCKSTEP_CUDA_LAUNCHED("rms_norm_backward: the weight's gradient");
+  if (a.D <= 512)
+    launch_rows<1>(a, rms_norm_d_x_kernel<2, 1>, stream);
+  else if (a.D <= 2048)
+    launch_rows<2>(a, rms_norm_d_x_kernel<4, 2>, stream);
+  else if (a.D <= 4096)
+    launch_rows<4>(a, rms_norm_d_x_kernel<4, 4>, stream);
+  else
+    launch_rows<8>(a, rms_norm_d_x_kernel<4, 8>, stream);
+}
+
 }  // namespace
 
 void add_row_blocks(const Context& ctx, const float* partial_BN, std::int64_t blocks,
@@ -194,6 +303,8 @@ void rms_norm_backward(const Context& ctx, const TensorView& dh_TD, const Tensor
       row_block_any_kernel<<<grid, 64, 0, stream>>>(a, partial);
       LOCKSTEP_CUDA_LAUNCHED("rms_norm_backward: the weight's gradient");
       rms_norm_backward_any_kernel<<<static_cast<unsigned>(a.T), 32, 0, stream>>>(a);
+    } else if (blocks <= kFewBlocks) {
+      launch_few_rows(a, partial, stream);
     } else if (a.D <= 2048) {
       launch_blocks<4, 256>(a, partial, stream);
     } else if (a.D <= 4096) {

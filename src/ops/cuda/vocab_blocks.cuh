@@ -65,6 +65,12 @@ __device__ inline float noisy_score(float z, std::uint32_t word) {
   return z - numerics::log(-numerics::log(u));
 }
 
+// Four neighbours, of which some are kept, and the bounds of what their random words can win with.
+struct Fours {
+  float4 limit[kGroup * kBlock / 4];
+  std::int32_t first[kGroup * kBlock / 4];
+};
+
 // Draws among the tokens of eight blocks at a time. The score z - log(-log(u)) reaches `bound`, a
 // score that was reached before, only where 1 - u <= exp(z - bound), because exp(-y) >= 1 - y; so
 // most tokens are ruled out by one comparison of their random word with their probability, and the
@@ -109,13 +115,47 @@ struct Sampler {
     return __any_sync(0xFFFFFFFFu, block_max > -kInfinity && !(lift < 0x1p-25f)) != 0;
   }
 
+  __device__ float limit(float p) const { return numerics::fma(p, lift, 1.0f + 0x1p-22f); }
+  __device__ static bool can_win(std::uint32_t word, float limit) {
+    return numerics::bits_float((word >> 9) ^ 0x3FFFFFFFu) <= limit;  // below 2 - u
+  }
   __device__ void step(int j, const float (&p)[4], std::int64_t first_v) {
     const base::PhiloxWords w = noise.words(first_v + 16 * j);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float above = numerics::bits_float((w.word[k] >> 9) ^ 0x3FFFFFFFu);  // below 2 - u
-      if (above <= numerics::fma(p[k], lift, 1.0f + 0x1p-22f)) candidates |= 1u << (4 * j + k);
+    for (int k = 0; k < 4; ++k)
+      if (can_win(w.word[k], limit(p[k]))) candidates |= 1u << (4 * j + k);
+  }
+
+  // The same where few tokens are kept: the fours without one need no random words. First the
+  // warp's others are listed, then lanes share them.
+  __device__ void list(int j, const float (&z)[4], const float (&p)[4], std::int64_t first_v,
+                       Fours& fours, int& count) const {
+    const bool any = fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3])) > -kInfinity;
+    const unsigned all = __ballot_sync(0xFFFFFFFFu, any);
+    const int at = count + __popc(all & ((1u << threadIdx.x % 32) - 1));
+    if (any) {
+      fours.limit[at] = {limit(p[0]), limit(p[1]), limit(p[2]), limit(p[3])};
+      fours.first[at] = static_cast<std::int32_t>(first_v) + 16 * j;
     }
+    count += __popc(all);
+  }
+  __device__ void try_listed(const Fours& fours, int count) {
+    __syncwarp();
+    bool any = false;
+    for (int i = static_cast<int>(threadIdx.x) % 32; i < count; i += 32) {
+      const std::int32_t first = fours.first[i];
+      const float4 limits = fours.limit[i];
+      const base::PhiloxWords w = noise.words(first);
+      const float of[4] = {limits.x, limits.y, limits.z, limits.w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (!can_win(w.word[k], of[k])) continue;
+        try_token(first + k);
+        any = true;
+      }
+    }
+    __syncwarp();
+    if (__any_sync(0xFFFFFFFFu, any)) bound = warp_best_score(fmaxf(bound, best.score));
   }
 
   __device__ void finish(std::int64_t first_v) {
@@ -181,13 +221,12 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
                   -kInfinity,
                   0.0f,
                   0};
-  const int warps = kBlockThreads / 32;
-  const int begin = part * work.groups * warps + static_cast<int>(threadIdx.x) / 32;
-  for (int g = 0; g < work.groups; ++g) {
-    const int block = (begin + g * warps) * kGroup + lane / 4;
-    if (block - lane / 4 >= work.blocks) break;
-    bool visit = block < work.blocks;
-    if (kSecond && visit) visit = work.m[row_block + block] >= cut.z;
+  constexpr int kWarps = kBlockThreads / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  __shared__ Fours of_warp[kDraw && kSecond ? kWarps : 1];
+  Fours* const fours = of_warp + (kDraw && kSecond ? warp : 0);
+  // A warp's eight blocks, a lane's one of them; `visit`: there is one.
+  const auto take = [&](int block, bool visit) {
     const std::int64_t first_v = std::int64_t{block} * kBlock + 4 * t;
     float z[kSteps][4];
 #pragma unroll
@@ -203,12 +242,17 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
       }
     max = max_or_nan(max, __shfl_xor_sync(0xFFFFFFFFu, max, 1));
     max = max_or_nan(max, __shfl_xor_sync(0xFFFFFFFFu, max, 2));
-    const bool write = block < work.blocks && t == 0;
+    const bool write = visit && t == 0;
     if (write) work.m[row_block + block] = max;
-    if (!kSecond && filtered) continue;
+    if (!kSecond && filtered) return;
     const bool noisy = kDraw && !greedy && sampler.start(z, first_v, max);
     float sum, weighted;
-    if (noisy)
+    int count = 0;
+    if (noisy && kSecond)
+      block_sums(z, max, upper, sum, weighted, [&](int j, const float(&p)[4]) {
+        sampler.list(j, z[j], p, first_v, *fours, count);
+      });
+    else if (noisy)
       block_sums(z, max, upper, sum, weighted,
                  [&](int j, const float(&p)[4]) { sampler.step(j, p, first_v); });
     else
@@ -217,8 +261,44 @@ __global__ __launch_bounds__(kBlockThreads) void blocks_kernel(VocabWork work) {
       work.s[row_block + block] = sum;
       work.e[row_block + block] = weighted;
     }
-    if (noisy) sampler.finish(first_v);
+    if (noisy && kSecond)
+      sampler.try_listed(*fours, count);
+    else if (noisy)
+      sampler.finish(first_v);
     if (kDraw && greedy) greedy_group(z, first_v, max, sampler.best);
+  };
+  // Block `i` of the warp, in the order of its groups.
+  const auto block_of = [&](int i) {
+    return ((part * work.groups + i / kGroup) * kWarps + warp) * kGroup + i % kGroup;
+  };
+  const int count = work.groups * kGroup;
+  if constexpr (!kSecond) {
+    for (int i = 0; i < count && block_of(i) < work.blocks; i += kGroup) {
+      const int block = block_of(i) + lane / 4;
+      take(block, block < work.blocks);
+    }
+  } else {
+    // Blocks that keep a token wait until there are eight; the others end here.
+    __shared__ int waiting[kWarps][kGroup + 32];
+    int* const mine = waiting[warp];
+    int ready = 0;
+    for (int i = 0; i < count; i += 32) {
+      const int block = i + lane < count ? block_of(i + lane) : work.blocks;
+      const bool keeps = block < work.blocks && work.m[row_block + block] >= cut.z;
+      if (block < work.blocks && !keeps) work.m[row_block + block] = -kInfinity;
+      const unsigned all = __ballot_sync(0xFFFFFFFFu, keeps);
+      if (keeps) mine[ready + __popc(all & ((1u << lane) - 1))] = block;
+      ready += __popc(all);
+      __syncwarp();
+      const bool last = i + 32 >= count;
+      while (ready >= kGroup || (last && ready > 0)) {
+        const int from = ready > kGroup ? ready - kGroup : 0;
+        const bool visit = from + lane / 4 < ready;
+        take(visit ? mine[from + lane / 4] : 0, visit);
+        ready = from;
+      }
+      __syncwarp();
+    }
   }
   if (kDraw && (kSecond || !filtered)) keep_best(sampler.best, work.draws + blockIdx.x);
 }

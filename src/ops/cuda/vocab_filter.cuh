@@ -2,9 +2,10 @@
 //
 // The kept set is a prefix of the tokens in the order (key, index), where the key ascends as z
 // descends. Tokens are counted and their weights added up in kBins bins of M - z, which follow that
-// order; the tokens of the bin in which the prefix ends are then ranked against each other. Counts
-// and weights are integers, so that nothing depends on the order in which threads arrive. A bin
-// that holds more than kListed tokens is searched digit by digit in its keys.
+// order; the tokens of the bin in which the prefix ends are then listed, divided into bins of their
+// keys, and those of the one that matters ranked against each other. Counts and weights are
+// integers, so that nothing depends on the order in which threads arrive. A bin that holds more
+// than kListed tokens is searched digit by digit in its keys.
 #pragma once
 
 #include "ops/cuda/vocab_row.cuh"
@@ -13,7 +14,8 @@ namespace lockstep::ops::cuda {
 
 constexpr int kFilterThreads = 1024;
 constexpr int kFilterWarps = kFilterThreads / 32;
-constexpr int kBins = kFilterThreads;
+constexpr int kBinBits = 10, kBins = 1 << kBinBits;  // a thread a bin
+static_assert(kBins == kFilterThreads);
 constexpr int kListed = 2048;
 // exp2(-kWeightRange * LOG2E) * 2^32 is below 1: tokens further down have no weight in top-p.
 constexpr float kWeightRange = 22.25f;
@@ -33,6 +35,7 @@ struct FilterShared {
   int listed_count;
   Sum warp_sum[kFilterWarps];
   float warp_value[kFilterWarps];
+  std::uint32_t lowest_key, highest_key;  // of the list
   // Answers of the searches below.
   int bin;
   Sum left;  // what of the bound remains for the bin
@@ -49,7 +52,8 @@ __device__ inline float key_value(std::uint32_t key) {
 
 // floor(p * 2^32); 2^32 itself, of the best token, is held as 2^32 - 1, which no other p gives.
 __device__ inline std::uint32_t weight_of(float z, float max) {
-  return __float2uint_rz(relative_probability(z, max) * 0x1p32f);
+  const float d = fmaxf(z - max, kFloor);
+  return __float2uint_rz(numerics::exp2_nonpositive(d * numerics::kLog2e) * 0x1p32f);
 }
 __device__ inline Sum weight_value(std::uint32_t w) { return Sum{w} + (w == 0xFFFFFFFFu ? 1 : 0); }
 
@@ -62,18 +66,21 @@ struct FilterRow {
   Cut cut;      // tokens outside are not looked at
 
   __device__ int bin(float z) const {
-    const float b = (max - z) * scale;
-    return b < static_cast<float>(kBins - 1) ? static_cast<int>(b) : kBins - 1;
+    return static_cast<int>(fminf((max - z) * scale, static_cast<float>(kBins - 1)));
   }
 };
 
-// visit(z, v) for the kept tokens, of blocks with a z of at least `lowest`; a warp takes a block,
-// and four of them at a time, so that their loads overlap.
+struct Range {
+  float lowest, highest;
+};
+
+// visit(z, keep, v) for four neighbours at a time, from token v on; keep: which are kept and in a
+// range of z. A warp takes a block, and four of them at a time, so that their loads overlap.
 template <bool kWide, typename Visit>
-__device__ inline void for_each_kept(const FilterRow& row, float lowest, Visit visit) {
+__device__ inline void for_each_four(const FilterRow& row, Range range, Visit visit) {
   constexpr int kAtOnce = 4;
   const int lane = threadIdx.x % 32;
-  lowest = lowest > row.cut.z ? lowest : row.cut.z;
+  const float lowest = fmaxf(range.lowest, row.cut.z);
   for (int begin = static_cast<int>(threadIdx.x) / 32; begin < row.work.blocks;
        begin += kAtOnce * kFilterWarps) {
     bool look[kAtOnce];
@@ -91,14 +98,28 @@ __device__ inline void for_each_kept(const FilterRow& row, float lowest, Visit v
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (!look[i]) continue;
-      const std::int64_t v = std::int64_t{begin + i * kFilterWarps} * kBlock + 4 * lane;
+      const int v = (begin + i * kFilterWarps) * kBlock + 4 * lane;
+      float z[4];
+      bool keep[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float z = x[i][k] * row.inv_t;
-        if (kept(z, v + k, row.cut)) visit(z, v + k);
+        z[k] = x[i][k] * row.inv_t;
+        keep[k] = (z[k] >= lowest) & (z[k] <= range.highest) & kept(z[k], v + k, row.cut);
       }
+      visit(z, keep, v);
     }
   }
+}
+
+// visit(z, v) for each of them.
+template <bool kWide, typename Visit>
+__device__ inline void for_each_kept(const FilterRow& row, Range range, Visit visit) {
+  for_each_four<kWide>(row, range, [&](const float(&z)[4], const bool(&keep)[4], int v) {
+    if (!(keep[0] | keep[1] | keep[2] | keep[3])) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (keep[k]) visit(z[k], v + k);
+  });
 }
 
 // The sum over all threads.
@@ -152,13 +173,26 @@ __device__ inline void clear_bins(FilterShared& sh) {
   sh.count[threadIdx.x] = sh.weight_low[threadIdx.x] = sh.weight_high[threadIdx.x] = 0;
   __syncthreads();
 }
+template <int kCount>
+__device__ inline void add_to_bins(FilterShared& sh, const int (&bin)[kCount],
+                                   const std::uint32_t (&weight)[kCount],
+                                   const bool (&counts)[kCount]) {
+  std::uint32_t before[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    before[k] = counts[k] ? atomicAdd(&sh.weight_low[bin[k]], weight[k]) : 0;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    // What the low half holds of 2^32 is one too little.
+    const bool whole = weight[k] == 0xFFFFFFFFu;
+    if (!(counts[k] & ((before[k] + weight[k] < before[k]) | whole))) continue;
+    std::uint32_t high = before[k] + weight[k] < before[k] ? 1 : 0;
+    if (whole && atomicAdd(&sh.weight_low[bin[k]], 1u) == 0xFFFFFFFFu) ++high;
+    if (high != 0) atomicAdd(&sh.weight_high[bin[k]], high);
+  }
+}
 __device__ inline void add_to_bin(FilterShared& sh, int bin, std::uint32_t weight) {
-  const Sum value = weight_value(weight);
-  const auto low = static_cast<std::uint32_t>(value);
-  const std::uint32_t before = atomicAdd(&sh.weight_low[bin], low);
-  const std::uint32_t carry = before + low < before ? 1u : 0u;
-  const std::uint32_t high = static_cast<std::uint32_t>(value >> 32) + carry;
-  if (high != 0) atomicAdd(&sh.weight_high[bin], high);
+  add_to_bins<1>(sh, {bin}, {weight}, {true});
 }
 
 // What a token counts for: 1 in top-k, its weight in top-p.
@@ -167,20 +201,47 @@ __device__ inline Sum share(float z, float max) {
   return kWeights ? weight_value(weight_of(z, max)) : Sum{1};
 }
 
-// Where the prefix ends among the tokens of `bin`, listed: sh.cut. Adds up the weights up to there.
+// Where the prefix ends among the listed tokens: sh.cut. Returns the weights up to there.
 template <bool kWeights>
 __device__ inline Sum cut_in_list(FilterShared& sh, Sum bound) {
-  const int n = sh.listed_count;
+  const int n = sh.listed_count, lane = threadIdx.x % 32;
+  const auto share_of = [&](int i) {
+    return kWeights ? weight_value(sh.listed_weight[i]) : Sum{1};
+  };
+  if (threadIdx.x == 0) sh.lowest_key = 0xFFFFFFFFu, sh.highest_key = 0;
+  clear_bins(sh);
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kFilterThreads) {
+    atomicMin(&sh.lowest_key, sh.listed[i].key);
+    atomicMax(&sh.highest_key, sh.listed[i].key);
+  }
+  __syncthreads();
+  // The fewest low bits without which the keys' differences are numbers of bins.
+  const std::uint32_t lowest = sh.lowest_key, spread = sh.highest_key - lowest;
+  const int shift = max(0, 32 - __clz(static_cast<int>(spread)) - kBinBits);
+  const auto bin_of = [&](int i) { return static_cast<int>((sh.listed[i].key - lowest) >> shift); };
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kFilterThreads)
+    if (kWeights)
+      add_to_bin(sh, bin_of(i), sh.listed_weight[i]);
+    else
+      atomicAdd(&sh.weight_low[bin_of(i)], 1u);
+  __syncthreads();
+  find_thread(sh, bin_weight(sh), bound);
+  const int bin = sh.bin;
+  bound = sh.left;
+  // A warp a token of this bin: what is ahead of it there.
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < n; i += kFilterWarps) {
+    if (bin_of(i) != bin) continue;
     const Listed me = sh.listed[i];
     Sum before = 0;
-    for (int j = 0; j < n; ++j) {
+    for (int j = lane; j < n; j += 32) {
       const Listed other = sh.listed[j];
       const bool ahead = other.key < me.key || (other.key == me.key && other.index < me.index);
-      if (ahead) before += kWeights ? weight_value(sh.listed_weight[j]) : Sum{1};
+      if (ahead && bin_of(j) == bin) before += share_of(j);
     }
-    const Sum own = kWeights ? weight_value(sh.listed_weight[i]) : Sum{1};
-    if (before < bound && before + own >= bound) sh.cut = {key_value(me.key), me.index};
+#pragma unroll
+    for (int d = 16; d >= 1; d /= 2) before += __shfl_xor_sync(0xFFFFFFFFu, before, d);
+    if (lane == 0 && before < bound && before + share_of(i) >= bound)
+      sh.cut = {key_value(me.key), me.index};
   }
   __syncthreads();
   Sum sum = 0;
@@ -195,12 +256,12 @@ __device__ inline Sum cut_in_list(FilterShared& sh, Sum bound) {
 
 // The same over the row, for a bin of many tokens: byte by byte of the key, then by index.
 template <bool kWide, bool kWeights>
-__device__ inline Sum cut_in_row(FilterShared& sh, const FilterRow& row, int bin, float lowest,
+__device__ inline Sum cut_in_row(FilterShared& sh, const FilterRow& row, int bin, Range range,
                                  Sum bound) {
   std::uint32_t prefix = 0, mask = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     clear_bins(sh);
-    for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t) {
+    for_each_kept<kWide>(row, range, [&](float z, std::int64_t) {
       const std::uint32_t key = descending_key(z);
       if (row.bin(z) != bin || (key & mask) != prefix) return;
       const int digit = static_cast<int>(key >> shift & 255u);
@@ -232,21 +293,26 @@ __device__ inline Sum cut_in_row(FilterShared& sh, const FilterRow& row, int bin
     before += tile;
   }
   Sum sum = 0;
-  for_each_kept<kWide>(row, lowest, [&](float x, std::int64_t v) {
+  for_each_kept<kWide>(row, range, [&](float x, std::int64_t v) {
     if (row.bin(x) == bin && kept(x, v, sh.cut)) sum += weight_value(weight_of(x, row.max));
   });
   return block_sum(sh, sum);
 }
 
 // Ends the prefix inside `bin`, where `bound` is still to be reached: sh.cut; returns the weights
-// of the bin's tokens up to there.
+// of the bin's tokens up to there. `slack`: more than any error of a bin's bounds.
 template <bool kWide, bool kWeights>
-__device__ inline Sum cut_in_bin(FilterShared& sh, const FilterRow& row, int bin, float lowest,
-                                 Sum bound) {
+__device__ inline Sum cut_in_bin(FilterShared& sh, const FilterRow& row, int bin, Range range,
+                                 float slack, Sum bound) {
   __syncthreads();
   if (threadIdx.x == 0) sh.listed_count = 0;
   __syncthreads();
-  for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t v) {
+  if (bin < kBins - 1) {  // a NaN of huge numbers leaves the range as it is
+    const float above = static_cast<float>(bin) / row.scale - slack,
+                below = static_cast<float>(bin + 1) / row.scale + slack;
+    range = {fmaxf(range.lowest, row.max - below), fminf(range.highest, row.max - above)};
+  }
+  for_each_kept<kWide>(row, range, [&](float z, std::int64_t v) {
     if (row.bin(z) != bin) return;
     const int at = atomicAdd(&sh.listed_count, 1);
     if (at >= kListed) return;
@@ -254,7 +320,7 @@ __device__ inline Sum cut_in_bin(FilterShared& sh, const FilterRow& row, int bin
     sh.listed_weight[at] = weight_of(z, row.max);
   });
   __syncthreads();
-  if (sh.listed_count > kListed) return cut_in_row<kWide, kWeights>(sh, row, bin, lowest, bound);
+  if (sh.listed_count > kListed) return cut_in_row<kWide, kWeights>(sh, row, bin, range, bound);
   return cut_in_list<kWeights>(sh, bound);
 }
 
@@ -265,7 +331,7 @@ __device__ inline Cut cut_min_p(FilterShared& sh, const FilterRow& row, float mi
   // No z below this one has it; the subtrahend is more than any error of the two logarithms.
   const float lowest = row.max + numerics::log(bound) - (0.01f + fabsf(row.max) * 1e-5f);
   float low = row.max;
-  for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t) {
+  for_each_kept<kWide>(row, {lowest, kInfinity}, [&](float z, std::int64_t) {
     if (z < low && relative_probability(z, row.max) >= bound) low = z;
   });
   return {block_min(sh, low) + 0.0f, static_cast<std::int32_t>(row.work.V - 1)};
@@ -295,17 +361,31 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
 
   // With top-p nothing matters beyond the range that has weights: what top-k cuts off there has
   // none. Without it the bins span twice the blocks' maxima; what lies below is in the last bin.
-  const float range = by_weight ? kWeightRange : 2.0f * (row.max - lowest_block_max);
-  row.scale = static_cast<float>(kBins - 1) / fmaxf(range, 1e-6f);
-  const float slack = 0.01f + fabsf(row.max) * 1e-5f;
-  float lowest = by_weight ? row.max - kWeightRange - slack : -kInfinity;
-  if (by_count) lowest = fmaxf(lowest, lowest_of_top_k(sh, row, s.top_k) - slack);
+  const float span = by_weight ? kWeightRange : 2.0f * (row.max - lowest_block_max);
+  row.scale = static_cast<float>(kBins - 1) / fmaxf(span, 1e-6f);
+  const float slack = 0.01f + (fabsf(row.max) + span) * 1e-5f;
+  Range range{by_weight ? row.max - kWeightRange - slack : -kInfinity, kInfinity};
+  if (by_count) range.lowest = fmaxf(range.lowest, lowest_of_top_k(sh, row, s.top_k) - slack);
   clear_bins(sh);
-  for_each_kept<kWide>(row, lowest, [&](float z, std::int64_t) {
-    const int bin = row.bin(z);
-    if (by_weight && bin == kBins - 1) return;
-    if (by_count) atomicAdd(&sh.count[bin], 1u);
-    if (by_weight) add_to_bin(sh, bin, weight_of(z, row.max));
+  for_each_four<kWide>(row, range, [&](const float(&z)[4], const bool(&keep)[4], int) {
+    int bin[4];
+    bool counts[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      bin[k] = row.bin(z[k]);
+      counts[k] = keep[k] & (!by_weight | (bin[k] != kBins - 1));
+    }
+    if (by_weight) {
+      std::uint32_t weight[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) weight[k] = weight_of(z[k], row.max);
+      add_to_bins(sh, bin, weight, counts);
+    }
+    if (by_count) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (counts[k]) atomicAdd(&sh.count[bin[k]], 1u);
+    }
   });
   __syncthreads();
 
@@ -317,7 +397,7 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
     find_thread(sh, my_count, static_cast<Sum>(s.top_k));
     const int bin = sh.bin;
     const Sum left = sh.left;
-    const Sum in_bin = cut_in_bin<kWide, false>(sh, row, bin, lowest, left);
+    const Sum in_bin = cut_in_bin<kWide, false>(sh, row, bin, range, slack, left);
     found = sh.cut;
     if (by_weight)
       total = block_sum(sh, static_cast<int>(threadIdx.x) < bin ? my_weight : 0) + in_bin;
@@ -328,7 +408,7 @@ __device__ inline Cut find_cut(FilterShared& sh, FilterRow& row, const RowSampli
     const int bin = sh.bin;
     const Sum left = sh.left;
     row.cut = found;
-    cut_in_bin<kWide, true>(sh, row, bin, lowest, left);
+    cut_in_bin<kWide, true>(sh, row, bin, range, slack, left);
     found = sh.cut;
   }
   return found;

@@ -19,8 +19,9 @@ struct Cut {
   float z;
   std::int32_t index;
 };
+// Without branches: neighbours' arithmetic runs side by side.
 __device__ inline bool kept(float z, std::int64_t v, const Cut& cut) {
-  return z > cut.z || (z == cut.z && v <= cut.index);
+  return (z > cut.z) | ((z == cut.z) & (static_cast<std::int32_t>(v) <= cut.index));
 }
 
 struct Draw {
