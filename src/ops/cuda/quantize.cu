@@ -72,29 +72,46 @@ __device__ inline std::uint32_t decode2(std::uint32_t pair, float s) {
   return pack_bf16(low * s, high * s);
 }
 
-// A CTA takes rows, its threads pieces of eight codes.
+// A warp takes kWarpEights pieces of eight codes of a row at a time, and a CTA those of
+// neighbouring rows, whose scales may lie side by side.
+constexpr int kDequantRows = 8;
 template <bool kVector>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(32 * kDequantRows)
     dequantize_kernel(const Fp8* codes, const float* scales, ScaleGrid grid, std::int64_t rows,
-                      std::int64_t K, Bf16* out) {
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+                      std::int64_t K, std::int64_t units, Bf16* out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const std::int64_t row_units = (K + kWarpEights * 8 - 1) / (kWarpEights * 8);
+  for (std::int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const std::int64_t group = unit / row_units, row = group * kDequantRows + warp;
+    if (row >= rows) continue;
+    const std::int64_t first = ((unit - group * row_units) * kWarpEights + lane) * 8;
     const std::int64_t segment = row / grid.segment_rows;
     const std::int64_t in_segment = row - segment * grid.segment_rows;
     const float* scale =
         scales + segment * grid.segment_stride + in_segment / grid.block_rows * grid.row_stride;
-#pragma unroll 4
-    for (std::int64_t k = threadIdx.x * 8; k < K; k += 256 * 8) {
-      const float s = __ldg(scale + k / kQuantBlock * grid.group_stride);
-      const Fp8* from = codes + row * K + k;
+    const Fp8* from = codes + row * K;
+    Bf16* to = out + row * K;
+    float s[kLaneEights];
+    uint2 w[kLaneEights];
+#pragma unroll
+    for (int i = 0; i < kLaneEights; ++i) {
+      const std::int64_t k = first + 32 * 8 * i;
+      if (k >= K) continue;
+      s[i] = __ldg(scale + k / kQuantBlock * grid.group_stride);
+      if constexpr (kVector) w[i] = __ldg(reinterpret_cast<const uint2*>(from + k));
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneEights; ++i) {
+      const std::int64_t k = first + 32 * 8 * i;
+      if (k >= K) continue;
       if constexpr (kVector) {
-        const uint2 w = __ldg(reinterpret_cast<const uint2*>(from));
-        store8<true>(out + row * K + k,
-                     {{decode2(w.x & 0xFFFFu, s), decode2(w.x >> 16, s), decode2(w.y & 0xFFFFu, s),
-                       decode2(w.y >> 16, s)}},
+        store8<true>(to + k,
+                     {{decode2(w[i].x & 0xFFFFu, s[i]), decode2(w[i].x >> 16, s[i]),
+                       decode2(w[i].y & 0xFFFFu, s[i]), decode2(w[i].y >> 16, s[i])}},
                      8);
       } else {
         for (int c = 0; c < 8 && k + c < K; ++c)
-          out[row * K + k + c] = numerics::to_bf16(numerics::e4m3_to_float(from[c]) * s);
+          to[k + c] = numerics::to_bf16(numerics::e4m3_to_float(from[k + c]) * s[i]);
       }
     }
   }
@@ -104,11 +121,12 @@ void dequantize(const Context& ctx, const TensorView& codes, const TensorView& s
                 const ScaleGrid& grid, std::int64_t rows, std::int64_t K, const TensorView& out) {
   if (rows * K == 0) return;
   const bool vector = K % 8 == 0 && aligned16(codes.data) && aligned16(out.data);
-  const auto blocks =
-      static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kMultiprocessors} * 32));
+  const std::int64_t units =
+      (rows + kDequantRows - 1) / kDequantRows * ((K + kWarpEights * 8 - 1) / (kWarpEights * 8));
+  const auto blocks = static_cast<unsigned>(std::min(units, std::int64_t{kMultiprocessors} * 32));
   const auto kernel = vector ? dequantize_kernel<true> : dequantize_kernel<false>;
-  kernel<<<blocks, 256, 0, stream_of(ctx)>>>(codes.fp8(), scales.as<float>(), grid, rows, K,
-                                             out.as<Bf16>());
+  kernel<<<blocks, 32 * kDequantRows, 0, stream_of(ctx)>>>(codes.fp8(), scales.as<float>(), grid,
+                                                           rows, K, units, out.as<Bf16>());
   LOCKSTEP_CUDA_LAUNCHED("dequantize");
 }
 

@@ -1,7 +1,6 @@
 // Quantizing aligned rows that stay in registers from the load to the codes: four eights of columns
-// a lane, so that a warp has 1,024 columns and wider rows take several warps side by side. Where a
-// lane's values are added, the order is that of lane_sum (docs/numerics.md, section 3): eights l,
-// l + 32, l + 64 .. on lane l, from warp to warp.
+// a lane (l, l + 32, l + 64, l + 96 on lane l), so that a warp has 1,024 columns and wider rows
+// take several warps side by side.
 #pragma once
 
 #include "ops/cuda/quantize_launch.cuh"
@@ -15,7 +14,7 @@ inline constexpr int kLaneCtas = 2;    // of a multiprocessor
 
 struct LaneRows {
   std::int64_t M = 0, K = 0;
-  Fp8* codes = nullptr;  // null: the source only writes what belongs to it
+  Fp8* codes = nullptr;
   float* scales = nullptr;
   bool pow2 = false;
   QuantStats* stats = nullptr;
@@ -31,7 +30,6 @@ struct LanePart {
 // What the warps of a row exchange. Two of each, taken in turn, so that a row's first write needs
 // no barrier behind the last read of the row before.
 struct RowMemory {
-  float sum[2][32];
   std::uint32_t largest[2][kLaneWarps];
 };
 
@@ -47,18 +45,6 @@ struct RowTeam {
       __syncthreads();
     else
       asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(32 * warps) : "memory");
-  }
-  // add(acc): acc with this lane's values added. The same bits on every thread of the row.
-  template <typename Add>
-  __device__ float sum(Add add) const {
-    if (warps == 1) return butterfly_sum(add(0.0f));
-    float* acc = memory.sum[turn] + threadIdx.x % 32;
-#pragma unroll 1
-    for (int w = 0; w < warps; ++w) {
-      if (warp == w) *acc = add(w == 0 ? 0.0f : *acc);
-      sync();
-    }
-    return butterfly_sum(*acc);
   }
   __device__ std::uint32_t largest(std::uint32_t m) const {
     m = __reduce_max_sync(kAllLanes, m);
@@ -82,8 +68,49 @@ __device__ inline std::uint32_t lane_block_largest(const std::uint32_t (&m)[kLan
   return partner_max(r, r, 1);
 }
 
+// The scales and codes of a row's values. kBlocks: a scale for 128 columns, or else for the row.
+template <bool kBlocks, typename Values, typename Team>
+__device__ inline void quantize_lane_row(const LaneRows& out, std::int64_t row,
+                                         const LanePart& part, const Team& team,
+                                         const Values (&x)[kLaneEights], ThreadStats& stats) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  std::uint32_t m[kLaneEights];
+#pragma unroll
+  for (int i = 0; i < kLaneEights; ++i) m[i] = largest(x[i]);
+  float inverse;
+  if constexpr (kBlocks) {
+    const std::uint32_t amax = lane_block_largest(m);
+    const float s = scale_of(amax, out.pow2);
+    inverse = 1.0f / s;
+    const int block = (part.first + lane % 16 / 4 * 32) / 16;
+    if (lane % 4 == 0 && block * 16 < part.end) {
+      out.scales[block * out.M + row] = s;
+      if (out.stats != nullptr) stats.count_block(amax);
+    }
+  } else {
+    const std::uint32_t amax = team.largest(max(max(m[0], m[1]), max(m[2], m[3])));
+    const float s = scale_of(amax, out.pow2);
+    inverse = 1.0f / s;
+    if (part.first == 0) {
+      out.scales[row] = s;
+      if (out.stats != nullptr) stats.count_block(amax);
+    }
+  }
+  Fp8* to = out.codes + row * out.K + part.first * 8;
+#pragma unroll
+  for (int i = 0; i < kLaneEights; ++i) {
+    const float inv = kBlocks ? __shfl_sync(kAllLanes, inverse, (lane & 16) + 4 * i) : inverse;
+    if (!part.has(i)) continue;
+    const uint2 codes = encode8(x[i], inv);
+    store_codes<true>(to + 32 * i * 8, codes, 8);
+    if (out.stats == nullptr) continue;
+    stats.values += 8;
+    stats.flushed += flushed(x[i], codes);
+  }
+}
+
 // A source of rows: values(row, part, team, table, x) gives the lane's values, zeros behind the
-// row's end. kBlocks: a scale for 128 columns, or else for the row.
+// row's end.
 template <typename Source, bool kBlocks>
 __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
     quantize_lane_rows(const Source source, const LaneRows out) {
@@ -105,41 +132,10 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
        row += std::int64_t{gridDim.x} * rows, team.turn ^= 1) {
     typename Source::Values x[kLaneEights];
     source.values(row, part, team, table, x);
-    if (out.codes == nullptr) continue;
-    std::uint32_t m[kLaneEights];
-#pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) m[i] = largest(x[i]);
-    float inverse;
-    if constexpr (kBlocks) {
-      const std::uint32_t amax = lane_block_largest(m);
-      const float s = scale_of(amax, out.pow2);
-      inverse = 1.0f / s;
-      const int block = (part.first + lane % 16 / 4 * 32) / 16;
-      if (lane % 4 == 0 && block * 16 < part.end) {
-        out.scales[block * out.M + row] = s;
-        if (out.stats != nullptr) stats.count_block(amax);
-      }
-    } else {
-      const std::uint32_t amax = team.largest(max(max(m[0], m[1]), max(m[2], m[3])));
-      const float s = scale_of(amax, out.pow2);
-      inverse = 1.0f / s;
-      if (part.first == 0) {
-        out.scales[row] = s;
-        if (out.stats != nullptr) stats.count_block(amax);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) {
-      const float inv = kBlocks ? __shfl_sync(kAllLanes, inverse, (lane & 16) + 4 * i) : inverse;
-      if (!part.has(i)) continue;
-      const uint2 codes = encode8(x[i], inv);
-      store_codes<true>(out.codes + row * out.K + (part.first + 32 * i) * 8, codes, 8);
-      if (out.stats == nullptr) continue;
-      stats.values += 8;
-      stats.flushed += flushed(x[i], codes);
-    }
+    if (out.codes == nullptr) continue;  // never; without this line more registers spill
+    quantize_lane_row<kBlocks>(out, row, part, team, x, stats);
   }
-  if (out.codes != nullptr && out.stats != nullptr) flush_stats(stats, out.stats);
+  if (out.stats != nullptr) flush_stats(stats, out.stats);
 }
 
 // False where rows are empty or too wide. K % 8 == 0 and every row 16-byte aligned.
