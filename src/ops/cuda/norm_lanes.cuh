@@ -10,6 +10,7 @@ namespace lockstep::ops::cuda {
 
 inline constexpr int kNormWarps = 28;    // of a multiprocessor: four rows of 7,168
 inline constexpr int kMaximaWarps = 24;  // the same where shared memory holds the columns' too
+inline constexpr int kWideWarps = 4;     // rows of at least so many share a counter
 inline constexpr int kSoleRows = 4;      // of a CTA, where a row is one warp's
 
 // Rows of the norm; delta and h may be null.
@@ -30,16 +31,16 @@ struct NormRows {
 };
 
 // Where the largest magnitudes of the columns go: largest[e * K + column], by segments that hold
-// all rows. Null: not wanted.
+// all rows. Null: not wanted. counter: a zero for the kernel's use.
 struct LargestColumns {
-  std::uint32_t* largest = nullptr;
+  std::uint32_t *largest = nullptr, *counter = nullptr;
   const std::int32_t* offsets = nullptr;
 };
 
-// Four eights of each thread in shared memory, which no other thread touches.
+// A lane's four eights in shared memory, which no other lane touches; a warp's lie together.
 struct LaneSlots {
   uint4* first;
-  __device__ uint4& at(int i) const { return first[i * blockDim.x + threadIdx.x]; }
+  __device__ uint4& at(int i) const { return first[32 * i]; }
 };
 __device__ inline void fetch_lane_eights(const Bf16* row, const LanePart& part,
                                          const LaneSlots& to) {
@@ -54,13 +55,12 @@ __device__ inline void fetch_lane_eights(const Bf16* row, const LanePart& part,
 // The sum of a row's squares in lane_sum's order (docs/numerics.md, section 3): a lane's
 // accumulator goes from warp to warp. The same bits on every thread of the row.
 __device__ inline float sum_of_squares(const RowTeam<true>& team, float (&lanes)[2][32],
-                                       const LanePart& part, const Bf16x8 (&x)[kLaneEights]) {
-  const auto add = [&](float acc) {
+                                       const Bf16x8 (&x)[kLaneEights]) {
+  const auto add = [&](float acc) {  // zeros behind the row's end add nothing
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i)
-      if (part.has(i))
 #pragma unroll
-        for (int c = 0; c < 8; ++c) acc = numerics::fma(value(x[i], c), value(x[i], c), acc);
+      for (int c = 0; c < 8; ++c) acc = numerics::fma(value(x[i], c), value(x[i], c), acc);
     return acc;
   };
   if (team.warps == 1) return butterfly_sum(add(0.0f));
@@ -76,16 +76,14 @@ __device__ inline float sum_of_squares(const RowTeam<true>& team, float (&lanes)
 // The largest magnitudes of a lane's columns over the rows of one segment.
 struct ColumnMaxima {
   LaneSlots slots;
-  int segment;
-  std::int64_t end;  // of the segment's rows
+  int segment, end;  // end: of the segment's rows
 
-  __device__ void clear() const {
-#pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) slots.at(i) = {};
-  }
-  __device__ void find_segment(const LargestColumns& to, std::int64_t row) {
+  // With the segment of `row`, which is this one or a later one.
+  __device__ void start(const LargestColumns& to, int row) {
     while (__ldg(to.offsets + segment + 1) <= row) ++segment;
     end = __ldg(to.offsets + segment + 1);
+#pragma unroll
+    for (int i = 0; i < kLaneEights; ++i) slots.at(i) = {};
   }
   __device__ void add(const Bf16x8 (&x)[kLaneEights]) const {
     constexpr std::uint32_t kAbs = 0x7FFF7FFFu;
@@ -96,71 +94,83 @@ struct ColumnMaxima {
                      max_u16x2(m.z, x[i].w[2] & kAbs), max_u16x2(m.w, x[i].w[3] & kAbs)};
     }
   }
-  // Lanes take neighbouring columns of their warp.
+  // Lanes take neighbouring columns of their warp. Most columns have a larger magnitude already.
   __device__ void flush(const LargestColumns& to, const LanePart& part, std::int64_t K) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    constexpr int kBatch = 4;
+    const int lane = static_cast<int>(threadIdx.x) % 32, first = part.first - lane;
+    std::uint32_t* segment_largest = to.largest + segment * K;
     __syncwarp();
-    for (int j = 0; j < 4 * kLaneEights; ++j) {
-      const int place = 8 * j + lane / 4;  // of the warp's eights
-      const int eight = part.first - lane + place;
-      if (eight >= part.end) continue;
-      const uint4& eights = slots.first[place / 32 * blockDim.x + threadIdx.x - lane + place % 32];
-      const std::uint32_t pair = reinterpret_cast<const std::uint32_t*>(&eights)[lane % 4];
-      std::uint32_t* column = to.largest + segment * K + eight * 8 + lane % 4 * 2;
-      atomicMax(column, pair << 16);
-      atomicMax(column + 1, pair & 0xFFFF0000u);
+    for (int j = 0; j < 4 * kLaneEights; j += kBatch) {
+      std::uint32_t pair[kBatch];
+      uint2 known[kBatch];
+      uint2* column[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int place = 8 * (j + b) + lane / 4;  // of the warp's eights
+        const uint4& eight = slots.first[place - lane];
+        pair[b] = reinterpret_cast<const std::uint32_t*>(&eight)[lane % 4];
+        column[b] = reinterpret_cast<uint2*>(segment_largest + (first + place) * 8 + lane % 4 * 2);
+        known[b] = first + place < part.end ? __ldcg(column[b]) : uint2{~0u, ~0u};
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        if (pair[b] << 16 > known[b].x) atomicMax(&column[b]->x, pair[b] << 16);
+        if ((pair[b] & 0xFFFF0000u) > known[b].y) atomicMax(&column[b]->y, pair[b] & 0xFFFF0000u);
+      }
     }
     __syncwarp();
   }
 };
 
-// Which rows a team works on: one, the next, which is being fetched, and so on. The first two are
-// given; then a counter gives the lowest row that is left, so that the teams end together. It is
-// asked two rows ahead.
-struct RowTickets {
-  unsigned* counter;  // null: no team has more than two rows
-  std::int64_t first, end;
-  std::int64_t pending = 0;
-
-  __device__ void ask() { pending = counter != nullptr ? first + atomicAdd(counter, 1u) : end; }
-};
+// A lane's slots: x, delta, w and, where they are wanted, the columns' maxima.
+constexpr int slot_arrays(bool maxima) { return maxima ? 4 : 3; }
 
 template <bool kBlocks, bool kColumns>
-__global__ void __launch_bounds__(32 * kNormWarps)
+__global__ void __launch_bounds__(32 * (kColumns ? kMaximaWarps : kNormWarps))
     norm_lane_rows(const NormRows norm, const LaneRows out, const LargestColumns columns,
                    unsigned* counter) {
   extern __shared__ uint4 shared[];
   __shared__ RowMemory memory;
   __shared__ float lanes[2][32];
-  __shared__ std::int64_t tickets[2][kSoleRows];
-  const unsigned slots = kLaneEights * blockDim.x;
-  const LaneSlots x_slots{shared}, delta_slots{shared + slots}, w_slots{shared + 2 * slots};
-  ColumnMaxima maxima{{shared + 3 * slots}, 0, 0};
+  __shared__ int tickets[2][kSoleRows];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  uint4* slots = shared + warp * slot_arrays(kColumns) * kWarpEights + lane;
+  const LaneSlots x_slots{slots}, delta_slots{slots + kWarpEights},
+      w_slots{slots + 2 * kWarpEights};
+  ColumnMaxima maxima{{slots + 3 * kWarpEights}, 0, 0};
   // A CTA has one row, or rows of one warp.
   const int rows = static_cast<int>(blockDim.x) / 32 / out.warps, own = warp / out.warps;
   RowTeam<true> team{memory, out.warps, warp % out.warps, 0, 0};
   const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
-  const std::int64_t teams = std::int64_t{gridDim.x} * rows;
-  std::int64_t row = std::int64_t{blockIdx.x} * rows + own, next = row + teams;
-  const auto fetch = [&](std::int64_t r) {
-    if (r >= out.M) return;
-    fetch_lane_eights(norm.x + r * out.K, part, x_slots);
-    if (norm.delta != nullptr) fetch_lane_eights(norm.delta + r * out.K, part, delta_slots);
+  const int teams = static_cast<int>(gridDim.x) * rows, end = static_cast<int>(out.M);
+  // A team's first two rows are given; then a counter, where there is one, gives the lowest row
+  // that is left, so that all teams end together. It is asked two rows ahead of the fetch.
+  int row = static_cast<int>(blockIdx.x) * rows + own, next = row + teams, asked = 0;
+  const auto ask = [&] { asked = 2 * teams + static_cast<int>(atomicAdd(counter, 1u)); };
+  const bool asks = counter != nullptr && part.first == 0;
+  const auto fetch = [&](int r) {
+    if (r >= end) return;
+    const std::int64_t at = r * out.K;
+    fetch_lane_eights(norm.x + at, part, x_slots);
+    if (norm.delta != nullptr) fetch_lane_eights(norm.delta + at, part, delta_slots);
   };
-  RowTickets ask{counter, 2 * teams, out.M};
   ThreadStats stats;
   fetch_lane_eights(norm.w, part, w_slots);
   fetch(row);
-  if (part.first == 0) ask.ask();
-  if constexpr (kColumns) {
-    maxima.clear();
-    if (row < out.M) maxima.find_segment(columns, row);
-  }
-  for (; row < out.M; row = next, next = tickets[team.turn][own], team.turn ^= 1) {
-    if (part.first == 0) {
-      tickets[team.turn][own] = ask.pending;
-      ask.ask();
+  if (asks) ask();
+  for (;; team.turn ^= 1) {
+    if constexpr (kColumns) {
+      if (row >= maxima.end) {
+        if (maxima.end != 0) maxima.flush(columns, part, out.K);
+        if (row >= end) break;
+        maxima.start(columns, row);
+      }
+    } else if (row >= end) {
+      break;
+    }
+    if (asks) {
+      tickets[team.turn][own] = asked;
+      ask();
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
     Bf16x8 y[kLaneEights];
@@ -172,46 +182,43 @@ __global__ void __launch_bounds__(32 * kNormWarps)
     fetch(next);
     const std::int64_t at = row * out.K;
     if (norm.writes_x_out()) store_lane_eights(norm.x_out + at, part, y);
-    const float r = norm.reciprocal_rms(sum_of_squares(team, lanes, part, y));
+    const float r = norm.reciprocal_rms(sum_of_squares(team, lanes, y));
     if (part.first == 0) norm.rstd[row] = r;
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) y[i] = normalised8(y[i], r, shared8(&w_slots.at(i)));
     if (norm.h != nullptr) store_lane_eights(norm.h + at, part, y);
-    if constexpr (kColumns) {
-      if (row >= maxima.end) {
-        maxima.flush(columns, part, out.K);
-        maxima.clear();
-        maxima.find_segment(columns, row);
-      }
-      maxima.add(y);
-    }
+    if constexpr (kColumns) maxima.add(y);
     quantize_lane_row<kBlocks>(out, row, part, team, y, stats);
     if (out.warps == 1) __syncwarp();
+    row = next;
+    next = counter != nullptr ? tickets[team.turn][own] : next + teams;
   }
-  if constexpr (kColumns)
-    if (maxima.end != 0) maxima.flush(columns, part, out.K);
   if (out.stats != nullptr) flush_stats(stats, out.stats);
 }
 
-// False where rows are too wide. D % 8 == 0 and every row 16-byte aligned.
+// False where rows are too wide or too many. D % 8 == 0 and every row 16-byte aligned.
 inline bool launch_norm_lanes(const Context& ctx, const NormRows& norm, LaneRows out, bool blocks,
                               const LargestColumns& columns) {
   const std::int64_t warps = (out.K / 8 + kWarpEights - 1) / kWarpEights;
-  if (warps > kLaneWarps) return false;
+  if (warps > kLaneWarps || out.M >= 1 << 30) return false;
   if (out.M == 0) return true;
   out.warps = static_cast<int>(warps);
   const bool maxima = columns.largest != nullptr;
   const std::int64_t rows = warps == 1 ? kSoleRows : 1, threads = 32 * warps * rows;
   const std::int64_t room =
       (maxima ? kMaximaWarps : kNormWarps) / (warps * rows) * kMultiprocessors;
-  const std::int64_t grid = std::min((out.M + rows - 1) / rows, room);
+  // Narrow rows need no counter: CTAs that take turns end together well enough.
+  const tensor::ArenaScope scope(*ctx.workspace);
+  unsigned* counter = columns.counter;
+  if (counter == nullptr && warps >= kWideWarps && out.M > 2 * room * rows)
+    counter = take_largest(ctx, 1);
+  const std::int64_t turns = counter != nullptr ? 1 : 8;
+  const std::int64_t grid = std::min((out.M + rows - 1) / rows, turns * room);
   const auto kernel = maxima   ? norm_lane_rows<false, true>
                       : blocks ? norm_lane_rows<true, false>
                                : norm_lane_rows<false, false>;
-  const auto bytes = static_cast<int>((maxima ? 4 : 3) * threads * kLaneEights * 16);
+  const auto bytes = static_cast<int>(threads / 32 * slot_arrays(maxima) * kWarpEights * 16);
   allow_shared_memory(kernel, bytes);
-  const tensor::ArenaScope scope(*ctx.workspace);
-  unsigned* counter = out.M > 2 * grid * rows ? take_largest(ctx, 1) : nullptr;
   kernel<<<static_cast<unsigned>(grid), static_cast<unsigned>(threads),
            static_cast<std::size_t>(bytes), stream_of(ctx)>>>(norm, out, columns, counter);
   LOCKSTEP_CUDA_LAUNCHED("norm_lane_rows");

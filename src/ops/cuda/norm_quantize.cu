@@ -72,8 +72,12 @@ void rms_norm_quantize(const Context& ctx, const TensorView& x_TD, const TensorV
   if (D % 8 == 0 && norm.aligned() && aligned16(out.codes)) {
     const tensor::ArenaScope scope(*ctx.workspace);
     LargestColumns largest;
-    if (columns != nullptr && !blocks)
-      largest = {take_largest(ctx, segments.experts() * D), segments.offsets_E1.as<std::int32_t>()};
+    if (columns != nullptr && !blocks) {
+      const std::int64_t n = segments.experts() * D;
+      largest.largest = take_largest(ctx, n + 1);
+      largest.counter = largest.largest + n;
+      largest.offsets = segments.offsets_E1.as<std::int32_t>();
+    }
     if (launch_norm_lanes(ctx, norm, out, blocks, largest)) {
       if (largest.largest != nullptr)
         encode_columns(ctx, columns_source, T, D, segments, pow2, largest.largest, *columns);
