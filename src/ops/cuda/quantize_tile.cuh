@@ -159,17 +159,12 @@ __device__ inline void quantize_part(const TilePlan& plan, const Tile& tile, con
       kPass == Pass::kLargest ? plan.row_largest != nullptr : plan.row_codes != nullptr;
   const bool columns =
       kPass == Pass::kLargest ? plan.column_largest != nullptr : plan.column_codes != nullptr;
-  const auto quantize_rows = [&] {
-    if (rows)
-      quantize_tile_rows<kPass, kVector>(plan, tile, x, at + tile.column0 + own, tile.columns - own,
-                                         width, stats);
-  };
-  // With two parts the columns' scales come first: while some warps work them out, the others go on
-  // with the rows.
-  if (kParts == 1) quantize_rows();
+  // The columns' scales come first: while some warps work them out, the others go on with the rows.
   if (columns)
     tile_column_scales<kPass>(plan, tile, x, at + tile.column0, tile.columns, width, memory, stats);
-  if (kParts == 2) quantize_rows();
+  if (rows)
+    quantize_tile_rows<kPass, kVector>(plan, tile, x, at + tile.column0 + own, tile.columns - own,
+                                       width, stats);
   if (!columns) return;
   __syncthreads();
   if constexpr (kPass != Pass::kLargest)
@@ -214,7 +209,7 @@ __device__ inline void quantize_ring(const Source& source, const TilePlan& plan,
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
   if (thread == 0) {
-    memory.walk = start_walk<kPass>(plan);
+    memory.walk = start_walk(plan);
     for (unsigned i = 0; i < 3; ++i) find(i);
   }
   __syncthreads();
@@ -253,7 +248,7 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
   constexpr int kParts = Source::kParts, kInputs = Source::kInputs;
   uint4* slots = stage + threadIdx.x;
   auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
-  Walk walk = start_walk<kPass>(plan);
+  Walk walk = start_walk(plan);
   Tile next;
   bool more = next_tile<kPass>(plan, walk, next);
   Fetch<Source> fetch{};

@@ -44,65 +44,46 @@ struct Tile {
   int room;  // tokens that a column has in the output; those behind `rows` get zeros
 };
 
-// A CTA's way through the tiles: row tile by row tile, in steps of the grid, without divisions. The
-// second pass over a tensor goes backwards: what the first has read last is still in the L2 cache.
+// A CTA's way through the tiles: row tile by row tile, in steps of the grid, without divisions.
 struct Walk {
-  unsigned row, column;            // the next tile, counted from the walk's begin
+  unsigned row, column;            // the next tile
   unsigned row_step, column_step;  // of the grid
   unsigned row_tiles, column_tiles;
-  unsigned expert, expert_tile;  // the segment, and its first row tile where they are equal
+  unsigned expert = 0, expert_tile = 0;  // the segment, and its first row tile where they are equal
 };
 
-__device__ inline unsigned tiles_per_segment(const TilePlan& plan) {
-  return static_cast<unsigned>((plan.segment_rows + kQuantBlock - 1) / kQuantBlock);
-}
-
-template <Pass kPass>
 __device__ inline Walk start_walk(const TilePlan& plan) {
   const auto column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
-  Walk walk{blockIdx.x / column_tiles,
-            blockIdx.x % column_tiles,
-            gridDim.x / column_tiles,
-            gridDim.x % column_tiles,
-            0,
-            column_tiles,
-            0,
-            0};
-  walk.row_tiles = static_cast<unsigned>(
+  const auto row_tiles = static_cast<unsigned>(
       plan.offsets == nullptr ? plan.row_tiles : __ldg(plan.padded + plan.experts) / kQuantBlock);
-  if constexpr (kPass == Pass::kEncode) {
-    if (plan.offsets != nullptr) {
-      walk.expert = static_cast<unsigned>(plan.experts - 1);
-    } else {
-      walk.expert_tile = walk.row_tiles - tiles_per_segment(plan);
-      walk.expert = walk.expert_tile / tiles_per_segment(plan);
-    }
-  }
-  return walk;
+  return {blockIdx.x / column_tiles,
+          blockIdx.x % column_tiles,
+          gridDim.x / column_tiles,
+          gridDim.x % column_tiles,
+          row_tiles,
+          column_tiles};
 }
 
 // The next tile; false where there is none.
 template <Pass kPass>
 __device__ inline bool next_tile(const TilePlan& plan, Walk& walk, Tile& tile) {
   if (walk.row >= walk.row_tiles) return false;
-  constexpr bool kBackwards = kPass == Pass::kEncode;
-  const unsigned row = kBackwards ? walk.row_tiles - 1 - walk.row : walk.row;
-  const std::int64_t at = std::int64_t{row} * kQuantBlock;
+  const std::int64_t at = std::int64_t{walk.row} * kQuantBlock;
   tile.column0 = std::int64_t{walk.column} * kQuantBlock;
   tile.columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - tile.column0));
   if (plan.offsets == nullptr) {
-    const unsigned per_segment = tiles_per_segment(plan);
-    for (; kBackwards && row < walk.expert_tile; walk.expert_tile -= per_segment) --walk.expert;
-    for (; row - walk.expert_tile >= per_segment; walk.expert_tile += per_segment) ++walk.expert;
-    const std::int64_t begin = std::int64_t{row - walk.expert_tile} * kQuantBlock;
+    const auto per_segment =
+        static_cast<unsigned>((plan.segment_rows + kQuantBlock - 1) / kQuantBlock);
+    for (; walk.row - walk.expert_tile >= per_segment; walk.expert_tile += per_segment)
+      ++walk.expert;
+    const std::int64_t begin = std::int64_t{walk.row - walk.expert_tile} * kQuantBlock;
     tile.row0 = walk.expert * plan.segment_rows + begin;
     tile.rows = tile.room =
         static_cast<int>(min(std::int64_t{kQuantBlock}, plan.segment_rows - begin));
     tile.column_base = walk.expert * plan.K * plan.segment_rows + begin;
     tile.column_scale = walk.expert;
   } else {
-    while (kBackwards && __ldg(plan.padded + walk.expert) > at) --walk.expert;
-    while (!kBackwards && __ldg(plan.padded + walk.expert + 1) <= at) ++walk.expert;
+    while (__ldg(plan.padded + walk.expert + 1) <= at) ++walk.expert;
     const std::int32_t first = __ldg(plan.offsets + walk.expert);
     const std::int64_t begin = at - __ldg(plan.padded + walk.expert);
     const std::int64_t left = __ldg(plan.offsets + walk.expert + 1) - first - begin;
@@ -110,7 +91,7 @@ __device__ inline bool next_tile(const TilePlan& plan, Walk& walk, Tile& tile) {
     tile.rows = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kQuantBlock}, left)));
     tile.room = kQuantBlock;
     tile.column_base = at;
-    tile.column_scale = kPass == Pass::kBlocks ? row : walk.expert;
+    tile.column_scale = kPass == Pass::kBlocks ? walk.row : walk.expert;
   }
   walk.row += walk.row_step;
   walk.column += walk.column_step;
