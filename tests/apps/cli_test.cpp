@@ -75,7 +75,8 @@ TEST_F(Cli, TokenizeWritesTheIdsOfEachLineAndTakesThemBack) {
   std::string text;
   std::vector<std::vector<int>> expected, bare;
   std::vector<std::string> decoded;
-  for (const nlohmann::json& row : nlohmann::json::parse(cases)["cases"]) {
+  const nlohmann::json all = nlohmann::json::parse(cases);
+  for (const nlohmann::json& row : all["cases"]) {
     const std::string line = row[0];
     if (line.find('\n') != std::string::npos) continue;  // a carriage return does not end a line
     text += line + "\n";
