@@ -161,4 +161,21 @@ inline void model_bf16_weight_gradient(const TensorView& dy_MN, const TensorView
   }
 }
 
+struct Mix {
+  double zeros = 0.1;
+  int low = -9, high = 8;  // exponents of the values
+};
+
+// Random signs, significands and wide exponents; some zeros and subnormals.
+inline Tensor wide(Rng& rng, DType dtype, const Shape& shape, const Mix& mix = {}) {
+  Tensor out = empty(dtype, shape);
+  for (std::int64_t i = 0; i < shape.count(); ++i) {
+    const double magnitude =
+        std::ldexp(uniform(rng, 1.0, 2.0), static_cast<int>(uniform_int(rng, mix.low, mix.high)));
+    const bool zero = uniform(rng) < mix.zeros;
+    set_value(out.view(), i, (zero ? 0.0 : magnitude) * (rng() % 2 == 0 ? 1.0 : -1.0));
+  }
+  return out;
+}
+
 }  // namespace lockstep::ops::test
