@@ -82,6 +82,7 @@ Context cuda_context(Arena& workspace) {
   Context ctx = cpu_context(workspace);
   ctx.device = Device::kCuda;
   ctx.stream = stream;
+  ctx.tickets = static_cast<unsigned*>(allocate(Device::kCuda, sizeof(unsigned)));
   return ctx;
 }
 

@@ -169,6 +169,7 @@ struct Context {
   Arena* workspace = nullptr;    // of this device
   void* stream = nullptr;        // CUDA: the stream that orders the work
   OpProfile* profile = nullptr;  // CUDA: times the ops where it is set (tensor/op_profile.h)
+  unsigned* tickets = nullptr;   // CUDA: a counter that is zero between two kernels of the stream
 };
 
 // threads = 0: as many as OpenMP would take: OMP_NUM_THREADS, or else one for each core that this

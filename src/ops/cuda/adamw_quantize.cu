@@ -185,7 +185,7 @@ struct StepMemory {
 template <typename M, typename V, bool kVector>
 __global__ void __launch_bounds__(kBlockThreads, kCtas)
     adamw_blocks(const StepState<M, V> state, const WeightBlocks plan) {
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(128) uint4 shared[];
   auto& memory = *reinterpret_cast<StepMemory<M, V>*>(shared);
   constexpr int kRing = kAhead<M, V>;
   ThreadStats stats;

@@ -30,18 +30,6 @@ struct NormRows {
   }
 };
 
-// Where the largest magnitudes of the columns go: largest[e * K + column], by segments that hold
-// all rows. Null: not wanted. counter: a zero for the kernel's use.
-struct LargestColumns {
-  std::uint32_t *largest = nullptr, *counter = nullptr;
-  const std::int32_t* offsets = nullptr;
-};
-
-// A lane's four eights in shared memory, which no other lane touches; a warp's lie together.
-struct LaneSlots {
-  uint4* first;
-  __device__ uint4& at(int i) const { return first[32 * i]; }
-};
 __device__ inline void fetch_lane_eights(const Bf16* row, const LanePart& part,
                                          const LaneSlots& to) {
 #pragma unroll
@@ -73,55 +61,6 @@ __device__ inline float sum_of_squares(const RowTeam<true>& team, float (&lanes)
   return butterfly_sum(*acc);
 }
 
-// The largest magnitudes of a lane's columns over the rows of one segment.
-struct ColumnMaxima {
-  LaneSlots slots;
-  int segment, end;  // end: of the segment's rows
-
-  // With the segment of `row`, which is this one or a later one.
-  __device__ void start(const LargestColumns& to, int row) {
-    while (__ldg(to.offsets + segment + 1) <= row) ++segment;
-    end = __ldg(to.offsets + segment + 1);
-#pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) slots.at(i) = {};
-  }
-  __device__ void add(const Bf16x8 (&x)[kLaneEights]) const {
-    constexpr std::uint32_t kAbs = 0x7FFF7FFFu;
-#pragma unroll
-    for (int i = 0; i < kLaneEights; ++i) {
-      const uint4 m = slots.at(i);
-      slots.at(i) = {max_u16x2(m.x, x[i].w[0] & kAbs), max_u16x2(m.y, x[i].w[1] & kAbs),
-                     max_u16x2(m.z, x[i].w[2] & kAbs), max_u16x2(m.w, x[i].w[3] & kAbs)};
-    }
-  }
-  // Lanes take neighbouring columns of their warp. Most columns have a larger magnitude already.
-  __device__ void flush(const LargestColumns& to, const LanePart& part, std::int64_t K) const {
-    constexpr int kBatch = 4;
-    const int lane = static_cast<int>(threadIdx.x) % 32, first = part.first - lane;
-    std::uint32_t* segment_largest = to.largest + segment * K;
-    __syncwarp();
-    for (int j = 0; j < 4 * kLaneEights; j += kBatch) {
-      std::uint32_t pair[kBatch];
-      uint2 known[kBatch];
-      uint2* column[kBatch];
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int place = 8 * (j + b) + lane / 4;  // of the warp's eights
-        const uint4& eight = slots.first[place - lane];
-        pair[b] = reinterpret_cast<const std::uint32_t*>(&eight)[lane % 4];
-        column[b] = reinterpret_cast<uint2*>(segment_largest + (first + place) * 8 + lane % 4 * 2);
-        known[b] = first + place < part.end ? __ldcg(column[b]) : uint2{~0u, ~0u};
-      }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (pair[b] << 16 > known[b].x) atomicMax(&column[b]->x, pair[b] << 16);
-        if ((pair[b] & 0xFFFF0000u) > known[b].y) atomicMax(&column[b]->y, pair[b] & 0xFFFF0000u);
-      }
-    }
-    __syncwarp();
-  }
-};
-
 // A lane's slots: x, delta, w and, where they are wanted, the columns' maxima.
 constexpr int slot_arrays(bool maxima) { return maxima ? 4 : 3; }
 
@@ -129,7 +68,7 @@ template <bool kBlocks, bool kColumns>
 __global__ void __launch_bounds__(32 * (kColumns ? kMaximaWarps : kNormWarps))
     norm_lane_rows(const NormRows norm, const LaneRows out, const LargestColumns columns,
                    unsigned* counter) {
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(128) uint4 shared[];
   __shared__ RowMemory memory;
   __shared__ float lanes[2][32];
   __shared__ int tickets[2][kSoleRows];
@@ -200,7 +139,7 @@ __global__ void __launch_bounds__(32 * (kColumns ? kMaximaWarps : kNormWarps))
 inline bool launch_norm_lanes(const Context& ctx, const NormRows& norm, LaneRows out, bool blocks,
                               const LargestColumns& columns) {
   const std::int64_t warps = (out.K / 8 + kWarpEights - 1) / kWarpEights;
-  if (warps > kLaneWarps || out.M >= 1 << 30) return false;
+  if (warps > kMostLaneWarps || out.M >= 1 << 30) return false;
   if (out.M == 0) return true;
   out.warps = static_cast<int>(warps);
   const bool maxima = columns.largest != nullptr;

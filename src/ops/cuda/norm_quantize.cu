@@ -7,7 +7,8 @@ namespace {
 // The normalised values from x_out and rstd; written as BF16 too where h is not null.
 struct NormSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
+  static constexpr int ctas(Pass) { return 3; }
   static constexpr bool kGather = false, kCombines = true;
   NormRows norm;
   Bf16* h;
@@ -30,25 +31,6 @@ struct NormSource {
     return y;
   }
 };
-
-// The column codes of a source of M rows and K columns where a scale covers a whole column of a
-// segment and its largest magnitude is known.
-template <typename Source>
-void encode_columns(const Context& ctx, const Source& source, std::int64_t M, std::int64_t K,
-                    const Segments& segments, bool pow2, const std::uint32_t* largest,
-                    const Fp8Columns& columns) {
-  TilePlan plan;
-  plan.M = M, plan.K = K, plan.pow2 = pow2;
-  plan.column_codes = columns.codes_NR.fp8(), plan.column_scales = columns.scales.as<float>();
-  plan.column_stride = columns.codes_NR.dim(1);
-  plan.row_tiles = plan.column_stride / kQuantBlock;
-  plan.offsets = segments.offsets_E1.as<std::int32_t>();
-  plan.padded = segments.padded_offsets_E1.as<std::int32_t>();
-  plan.experts = segments.experts();
-  scales_from_largest(ctx, largest, plan.experts * K, pow2, plan.column_scales, nullptr,
-                      plan.offsets, K);
-  launch_tiles<Pass::kEncode>(ctx, source, plan, source.aligned() && aligned16(plan.column_codes));
-}
 
 }  // namespace
 

@@ -11,7 +11,8 @@ namespace {
 template <bool kTable>
 struct RowSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
+  static constexpr int ctas(Pass pass) { return pass == Pass::kBlocks ? 2 : 3; }
   static constexpr bool kGather = kTable, kCombines = false;
   const Bf16* x;
   const std::int32_t* token;
@@ -32,27 +33,12 @@ struct StoredRows {
   const std::int32_t* token;
   std::int64_t width;
 
-  static constexpr int kTableBytes = 0;
+  static constexpr int kTableBytes = 0, kLaneWarps = kMostLaneWarps;
   __device__ void values(std::int64_t row, const LanePart& part, const auto&, const float*,
                          Bf16x8 (&y)[kLaneEights]) const {
     load_lane_eights(x + (token != nullptr ? __ldg(token + row) : row) * width, part, y);
   }
 };
-
-__global__ void scales_kernel(const std::uint32_t* largest, std::int64_t n, bool pow2,
-                              float* scales, QuantStats* stats, const std::int32_t* offsets,
-                              std::int64_t per_segment) {
-  ThreadStats mine;
-  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
-    const std::uint32_t amax = largest[i];
-    scales[i] = scale_of(amax, pow2);
-    if (stats == nullptr) continue;
-    const std::int64_t e = i / per_segment;
-    if (offsets == nullptr || offsets[e + 1] > offsets[e]) mine.count_block(amax);
-  }
-  if (stats != nullptr) flush_stats(mine, stats);
-}
 
 // Codes of rows of K under the scale of their block of 128 columns and `block_rows` rows, in
 // segments of `segment_rows`: scales[segment][row block][group], or by the strides of Fp8Rows.
@@ -132,16 +118,6 @@ void dequantize(const Context& ctx, const TensorView& codes, const TensorView& s
 
 }  // namespace
 
-void scales_from_largest(const Context& ctx, const std::uint32_t* largest, std::int64_t n,
-                         bool pow2, float* scales, QuantStats* stats, const std::int32_t* offsets,
-                         std::int64_t per_segment) {
-  if (n == 0) return;
-  const Grid grid = elementwise_grid(n);
-  scales_kernel<<<grid.blocks, grid.threads, 0, stream_of(ctx)>>>(largest, n, pow2, scales, stats,
-                                                                  offsets, per_segment);
-  LOCKSTEP_CUDA_LAUNCHED("scales_from_largest");
-}
-
 std::uint32_t* take_largest(const Context& ctx, std::int64_t n) {
   const TensorView memory = ctx.workspace->take(tensor::DType::kInt32, {n});
   if (n > 0)
@@ -178,22 +154,31 @@ void quantize_columns(const Context& ctx, const TensorView& x_MN, const Segments
 void quantize_rows_columns(const Context& ctx, const TensorView& x_MN, const Segments& segments,
                            bool pow2, const Fp8Rows& rows, const Fp8Columns& columns,
                            QuantStats* stats) {
-  const RowSource<false> source{x_MN.as<Bf16>(), nullptr, x_MN.dim(1)};
-  quantize_source(ctx, source, x_MN.dim(0), x_MN.dim(1), segments, pow2, &rows, &columns, stats);
+  const std::int64_t M = x_MN.dim(0), N = x_MN.dim(1);
+  const RowSource<false> source{x_MN.as<Bf16>(), nullptr, N};
+  const LaneRows lanes{M, N, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+  if (rows.scaling == Scaling::kRow && N % 8 == 0 && source.aligned() && aligned16(lanes.codes) &&
+      quantize_whole_rows_columns(ctx, StoredRows{source.x, nullptr, N}, source, lanes, segments,
+                                  columns))
+    return;
+  quantize_source(ctx, source, M, N, segments, pow2, &rows, &columns, stats);
 }
 
 void permute_quantize(const Context& ctx, const TensorView& h_TD, const TensorView& token_M,
                       const Segments& segments, bool pow2, const Fp8Rows& rows,
                       const Fp8Columns* columns, QuantStats* stats) {
-  const std::int64_t D = h_TD.dim(1);
+  const std::int64_t M = token_M.dim(0), D = h_TD.dim(1);
   const RowSource<true> source{h_TD.as<Bf16>(), token_M.as<std::int32_t>(), D};
-  if (columns == nullptr && D % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data) &&
-      launch_lane_rows(
-          ctx, StoredRows{source.x, source.token, D},
-          {token_M.dim(0), D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats},
-          rows.scaling == Scaling::kBlock))
-    return;
-  quantize_source(ctx, source, token_M.dim(0), h_TD.dim(1), segments, pow2, &rows, columns, stats);
+  const StoredRows stored{source.x, source.token, D};
+  const LaneRows lanes{M, D, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
+  const bool blocks = rows.scaling == Scaling::kBlock;
+  if (D % 8 == 0 && source.aligned() && aligned16(lanes.codes)) {
+    if (columns == nullptr && launch_lane_rows(ctx, stored, lanes, blocks)) return;
+    if (columns != nullptr && !blocks &&
+        quantize_whole_rows_columns(ctx, stored, source, lanes, segments, *columns))
+      return;
+  }
+  quantize_source(ctx, source, M, D, segments, pow2, &rows, columns, stats);
 }
 
 void dequantize_rows(const Context& ctx, const Fp8Rows& x, const TensorView& out_MK) {

@@ -225,10 +225,11 @@ __device__ inline void store8(Bf16* to, const Bf16x8& x, std::int64_t n) {
       if (c < n) to[c].bits = static_cast<std::uint16_t>(x.w[c / 2] >> (c % 2 * 16));
   }
 }
+// The first n of eight codes, n > 0. kVector: all of them, and `to` is aligned.
 template <bool kVector>
 __device__ inline void store_codes(Fp8* to, uint2 codes, std::int64_t n) {
   if constexpr (kVector) {
-    if (n > 0) *reinterpret_cast<uint2*>(to) = codes;
+    *reinterpret_cast<uint2*>(to) = codes;
   } else {
 #pragma unroll
     for (int c = 0; c < 8; ++c)

@@ -9,6 +9,7 @@ namespace lockstep::ops::cuda {
 // K columns each, in the outputs), from kInputs eights in memory, and kHeld (0 or 1) more:
 //   at(input, row, column), stride(input)   where an input lies, and its next row
 //   gathered(row)                           with kGather: the row to read for it
+//   ctas(pass)                              thread blocks of a multiprocessor
 //   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
 //   fill_table(table)                       with kTableBytes: a table that the CTA fills first
 //   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
@@ -29,8 +30,8 @@ inline constexpr int kStageBytes =
 
 template <typename Source>
 struct Fetch {
-  std::int64_t row, column;  // this thread's first
-  int rows, columns;         // rows from its first (0 behind the last column), columns likewise
+  int row, column;    // this thread's first
+  int rows, columns;  // rows from its first (0 behind the last column), columns likewise
   std::int32_t gathered[Source::kGather ? 8 : 1];
 };
 template <typename Source>

@@ -3,14 +3,12 @@
 // take several warps side by side.
 #pragma once
 
-#include "ops/cuda/quantize_launch.cuh"
+#include "ops/cuda/quantize_maxima.cuh"
 
 namespace lockstep::ops::cuda {
 
-inline constexpr int kLaneEights = 4;
-inline constexpr int kWarpEights = 32 * kLaneEights;
-inline constexpr int kLaneWarps = 16;  // of a CTA
-inline constexpr int kLaneCtas = 2;    // of a multiprocessor
+inline constexpr int kMostLaneWarps = 16;  // of a row
+inline constexpr int kLaneCtas = 2;        // of a multiprocessor
 
 struct LaneRows {
   std::int64_t M = 0, K = 0;
@@ -21,16 +19,10 @@ struct LaneRows {
   int warps = 1;  // of a row; a CTA has as many rows side by side as find room
 };
 
-// This lane's eights of a row: first, first + 32 ..; those from `end` on are behind the row.
-struct LanePart {
-  int first, end;
-  __device__ bool has(int i) const { return first + 32 * i < end; }
-};
-
 // What the warps of a row exchange. Two of each, taken in turn, so that a row's first write needs
 // no barrier behind the last read of the row before.
 struct RowMemory {
-  std::uint32_t largest[2][kLaneWarps];
+  std::uint32_t largest[2][kMostLaneWarps];
 };
 
 // The warps of a row. kAlone: no other row with several warps is in the CTA (barriers with numbers
@@ -110,12 +102,16 @@ __device__ inline void quantize_lane_row(const LaneRows& out, std::int64_t row,
 }
 
 // A source of rows: values(row, part, team, table, x) gives the lane's values, zeros behind the
-// row's end.
-template <typename Source, bool kBlocks>
-__global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
-    quantize_lane_rows(const Source source, const LaneRows out) {
+// row's end; kLaneWarps is how many warps a CTA has at most (kMostLaneWarps, or fewer where a lane
+// needs more registers). kColumns: the columns' largest magnitudes, too; then a team has
+// neighbouring rows, which are of few segments, or else each of them would be merged with the
+// others row by row.
+template <typename Source, bool kBlocks, bool kColumns>
+__global__ void __launch_bounds__(32 * Source::kLaneWarps, kLaneCtas)
+    quantize_lane_rows(const Source source, const LaneRows out, const LargestColumns columns) {
+  extern __shared__ __align__(128) uint4 shared[];
   // Without a table a CTA has one row, or rows of one warp.
-  constexpr int kTeams = Source::kTableBytes != 0 ? kLaneWarps / 2 : 1;
+  constexpr int kTeams = Source::kTableBytes != 0 ? Source::kLaneWarps / 2 : 1;
   __shared__ RowMemory memory[kTeams];
   __shared__ float table[Source::kTableBytes != 0 ? Source::kTableBytes / 4 : 1];
   if constexpr (Source::kTableBytes != 0) {
@@ -127,33 +123,70 @@ __global__ void __launch_bounds__(32 * kLaneWarps, kLaneCtas)
   // Barrier 0 is that of all threads.
   RowTeam<kTeams == 1> team{memory[own % kTeams], out.warps, warp % out.warps, 1 + own, 0};
   const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
+  const std::int64_t teams = std::int64_t{gridDim.x} * rows;
+  const std::int64_t mine = std::int64_t{blockIdx.x} * rows + own;
+  const std::int64_t run = kColumns ? (out.M + teams - 1) / teams : 1;
+  const std::int64_t end = kColumns ? min(out.M, (mine + 1) * run) : out.M;
+  [[maybe_unused]] ColumnMaxima maxima{{shared + warp * kWarpEights + lane}, 0, 0};
   ThreadStats stats;
-  for (std::int64_t row = std::int64_t{blockIdx.x} * rows + own; row < out.M;
-       row += std::int64_t{gridDim.x} * rows, team.turn ^= 1) {
+  for (std::int64_t row = mine * run; row < end; row += kColumns ? 1 : teams, team.turn ^= 1) {
+    if (kColumns && row >= maxima.end) {
+      if (maxima.end != 0) maxima.flush(columns, part, out.K);
+      maxima.start(columns, static_cast<int>(row));
+    }
     typename Source::Values x[kLaneEights];
     source.values(row, part, team, table, x);
+    if constexpr (kColumns) maxima.add(x);
     if (out.codes == nullptr) continue;  // never; without this line more registers spill
     quantize_lane_row<kBlocks>(out, row, part, team, x, stats);
   }
+  if (kColumns && maxima.end != 0) maxima.flush(columns, part, out.K);
   if (out.stats != nullptr) flush_stats(stats, out.stats);
 }
 
-// False where rows are empty or too wide. K % 8 == 0 and every row 16-byte aligned.
+// False where rows are empty, too wide or too many. K % 8 == 0 and every row 16-byte aligned. A
+// scale covers 128 columns (blocks) or a row; with rows of BF16 values the largest magnitudes of
+// columns, too.
 template <typename Source>
-bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bool blocks) {
+bool launch_lane_rows(const Context& ctx, const Source& source, LaneRows out, bool blocks,
+                      const LargestColumns& columns = {}) {
   const std::int64_t warps = (out.K / 8 + kWarpEights - 1) / kWarpEights;
-  if (warps == 0 || warps > kLaneWarps) return false;
+  if (warps == 0 || warps > Source::kLaneWarps || out.M >= 1 << 30) return false;
   if (out.M == 0) return true;
   out.warps = static_cast<int>(warps);
+  const bool maxima = columns.largest != nullptr;
   // Many rows share a table; otherwise small CTAs, which wait for each other less.
-  const std::int64_t rows = Source::kTableBytes != 0 ? kLaneWarps / warps : warps == 1 ? 4 : 1;
-  const std::int64_t room = kLaneCtas * kLaneWarps / (warps * rows) * kMultiprocessors;
+  const std::int64_t rows = Source::kTableBytes != 0 ? Source::kLaneWarps / warps
+                            : warps == 1             ? 4
+                                                     : 1;
+  const std::int64_t room = kLaneCtas * Source::kLaneWarps / (warps * rows) * kMultiprocessors;
   // Several turns, so that the last CTAs end together, where a CTA's end costs nothing.
-  const std::int64_t turns = Source::kTableBytes != 0 || out.stats != nullptr ? 1 : 8;
+  const std::int64_t turns = Source::kTableBytes != 0 || out.stats != nullptr || maxima ? 1 : 8;
   const auto grid = static_cast<unsigned>(std::min((out.M + rows - 1) / rows, turns * room));
-  const auto kernel = blocks ? quantize_lane_rows<Source, true> : quantize_lane_rows<Source, false>;
-  kernel<<<grid, static_cast<unsigned>(32 * warps * rows), 0, stream_of(ctx)>>>(source, out);
+  auto kernel =
+      blocks ? quantize_lane_rows<Source, true, false> : quantize_lane_rows<Source, false, false>;
+  if constexpr (std::is_same_v<typename Source::Values, Bf16x8>)
+    if (maxima) kernel = quantize_lane_rows<Source, false, true>;
+  const auto bytes = maxima ? static_cast<int>(warps * rows * kWarpEights * 16) : 0;
+  if (maxima) allow_shared_memory(kernel, bytes);
+  kernel<<<grid, static_cast<unsigned>(32 * warps * rows), static_cast<std::size_t>(bytes),
+           stream_of(ctx)>>>(source, out, columns);
   LOCKSTEP_CUDA_LAUNCHED("quantize_lane_rows");
+  return true;
+}
+
+// Row codes with a scale a row, and column codes with one for a column of a segment: the rows from
+// one read, which finds the columns' largest magnitudes, too, and the columns from a second one.
+// False as above. `of_columns` gives the same values in tiles.
+template <typename Rows, typename Tiles>
+bool quantize_whole_rows_columns(const Context& ctx, const Rows& of_rows, const Tiles& of_columns,
+                                 const LaneRows& out, const Segments& segments,
+                                 const Fp8Columns& columns) {
+  const tensor::ArenaScope scope(*ctx.workspace);
+  const LargestColumns largest{take_largest(ctx, segments.experts() * out.K), nullptr,
+                               segments.offsets_E1.template as<std::int32_t>()};
+  if (!launch_lane_rows(ctx, of_rows, out, false, largest)) return false;
+  encode_columns(ctx, of_columns, out.M, out.K, segments, out.pow2, largest.largest, columns);
   return true;
 }
 

@@ -8,12 +8,6 @@
 
 namespace lockstep::ops::cuda {
 
-// scales[i] from largest[i], i < n. stats may be null; with offsets, i / per_segment is a segment,
-// and an empty one is not counted.
-void scales_from_largest(const Context& ctx, const std::uint32_t* largest, std::int64_t n,
-                         bool pow2, float* scales, QuantStats* stats, const std::int32_t* offsets,
-                         std::int64_t per_segment);
-
 // Zeroed scratch memory for `largest`.
 std::uint32_t* take_largest(const Context& ctx, std::int64_t n);
 
@@ -31,12 +25,17 @@ void allow_shared_memory(Kernel kernel, int bytes) {
 }
 
 template <Pass kPass, typename Source>
-void launch_tiles(const Context& ctx, const Source& source, const TilePlan& plan, bool vector) {
-  const std::int64_t tiles = plan.row_tiles * ((plan.K + kQuantBlock - 1) / kQuantBlock);
-  if (tiles == 0) return;
-  LOCKSTEP_CHECK(tiles < std::int64_t{1} << 31, "quantize: {} tiles", tiles);
+void launch_tiles(const Context& ctx, const Source& source, TilePlan plan, bool vector) {
+  plan.tickets = ctx.tickets;
+  const std::int64_t column_tiles = (plan.K + kQuantBlock - 1) / kQuantBlock;
+  const std::int64_t tiles = plan.row_tiles * column_tiles;
+  // Segments without rows have scales to be written nevertheless.
+  if (plan.K == 0 || (tiles == 0 && kPass != Pass::kEncode)) return;
+  LOCKSTEP_CHECK(
+      std::max(tiles, std::max(plan.row_tiles, column_tiles) * kQuantBlock) < std::int64_t{1} << 31,
+      "quantize: {} rows of {} columns are too many", plan.M, plan.K);
   const auto grid = static_cast<unsigned>(
-      std::min<std::int64_t>(tiles, std::int64_t{kMultiprocessors} * Source::kCtas));
+      std::clamp<std::int64_t>(tiles, 1, std::int64_t{kMultiprocessors} * Source::ctas(kPass)));
   constexpr int kStage = kStageBytes<Source>;
   const auto kernel =
       vector ? quantize_tiles<Source, kPass, true> : quantize_tiles<Source, kPass, false>;
@@ -77,15 +76,11 @@ void quantize_source(const Context& ctx, const Source& source, std::int64_t M, s
     return;
   }
   const tensor::ArenaScope scope(*ctx.workspace);
-  const std::int64_t column_count = plan.experts * width;
-  if (rows != nullptr) plan.row_largest = take_largest(ctx, M);
-  if (columns != nullptr) plan.column_largest = take_largest(ctx, column_count);
+  const std::int64_t rows_largest = rows != nullptr ? M : 0;
+  std::uint32_t* largest = take_largest(ctx, rows_largest + plan.experts * width);
+  if (rows != nullptr) plan.row_largest = largest;
+  if (columns != nullptr) plan.column_largest = largest + rows_largest;
   launch_tiles<Pass::kLargest>(ctx, source, plan, vector);
-  if (rows != nullptr)
-    scales_from_largest(ctx, plan.row_largest, M, pow2, plan.row_scales, stats, nullptr, 1);
-  if (columns != nullptr)
-    scales_from_largest(ctx, plan.column_largest, column_count, pow2, plan.column_scales,
-                        rows != nullptr ? nullptr : stats, plan.offsets, width);
   launch_tiles<Pass::kEncode>(ctx, source, plan, vector);
 }
 

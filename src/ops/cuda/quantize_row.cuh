@@ -58,7 +58,7 @@ __device__ inline void encode_row8(const RowPlan& plan, const Bf16x8& h, std::in
 
 template <bool kNorm>
 __global__ void __launch_bounds__(kRowWarps * 32) quantize_whole_rows(const RowPlan plan) {
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(128) uint4 shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t pieces = (plan.K + 7) / 8, K = plan.K;
   const bool keeps = plan.codes != nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/cuda/quantize_block.cuh"
+#include "ops/cuda/tickets.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -10,7 +11,7 @@ inline constexpr int kTileThreads = 256;
 enum class Pass {
   kBlocks,   // scales of 128 and codes, from one read
   kLargest,  // only the largest magnitudes, into row_largest and column_largest
-  kEncode,   // codes under the scales that row_scales and column_scales hold
+  kEncode,   // scales of the largest magnitudes, and codes; without those, the scales are there
 };
 
 // The tensor and what is wanted of it. Outputs that are null are left out.
@@ -32,74 +33,94 @@ struct TilePlan {
   std::uint32_t* row_largest = nullptr;
   std::uint32_t* column_largest = nullptr;
   QuantStats* stats = nullptr;  // of the row codes, or else of the column codes
+  unsigned* tickets = nullptr;  // ops/cuda/tickets.cuh
 };
 
 struct Tile {
-  std::int64_t row0;          // in the source
-  std::int64_t column0;       // in a part of the source
-  std::int64_t column_base;   // of the tile's first token in column_codes
-  std::int64_t column_scale;  // row of column_scales
-  int rows;                   // of the source, from row0 on
+  std::int64_t column_base;  // of the tile's first token in column_codes
+  int row0;                  // in the source
+  int column0;               // in a part of the source
+  int column_scale;          // row of column_scales
+  int rows;                  // of the source, from row0 on
   int columns;
-  int room;  // tokens that a column has in the output; those behind `rows` get zeros
+  int room;    // tokens that a column has in the output; those behind `rows` get zeros
+  bool first;  // of the segment's row tiles
 };
 
-// A CTA's way through the tiles: row tile by row tile, in steps of the grid, without divisions.
-struct Walk {
-  unsigned row, column;            // the next tile
-  unsigned row_step, column_step;  // of the grid
-  unsigned row_tiles, column_tiles;
-  unsigned expert = 0, expert_tile = 0;  // the segment, and its first row tile where they are equal
+// The tiles of a CTA, which thread 0 finds, in the order of the tensor: row tile by row tile. The
+// others wait for it, so it has no time for memory or a division: the segments' ends are here where
+// there is room.
+struct TileQueue {
+  static constexpr int kSegments = 128;
+  unsigned tiles, column_tiles, reciprocal;  // of the tensor; 2^32 / column_tiles, rounded up
+  int expert, expert_tile;                   // the last tile's segment, its first row tile
+  const std::int32_t *offsets, *padded;      // of the segments
+  Tile found[4];                             // number i of the CTA at i % 4; rows < 0: none
+  std::int32_t ends[2][kSegments + 1];       // copies of offsets and padded
 };
 
-__device__ inline Walk start_walk(const TilePlan& plan) {
-  const auto column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
-  const auto row_tiles = static_cast<unsigned>(
-      plan.offsets == nullptr ? plan.row_tiles : __ldg(plan.padded + plan.experts) / kQuantBlock);
-  return {blockIdx.x / column_tiles,
-          blockIdx.x % column_tiles,
-          gridDim.x / column_tiles,
-          gridDim.x % column_tiles,
-          row_tiles,
-          column_tiles};
+// Every thread of the CTA calls it.
+__device__ inline void start_queue(const TilePlan& plan, TileQueue& queue) {
+  const bool room = plan.offsets != nullptr && plan.experts <= TileQueue::kSegments;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (room && thread <= plan.experts) {
+    queue.ends[0][thread] = __ldg(plan.offsets + thread);
+    queue.ends[1][thread] = __ldg(plan.padded + thread);
+  }
+  if (thread == 0) {
+    queue.column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
+    queue.reciprocal = 0xFFFFFFFFu / queue.column_tiles + 1;
+    const auto row_tiles = static_cast<unsigned>(
+        plan.offsets == nullptr ? plan.row_tiles : __ldg(plan.padded + plan.experts) / kQuantBlock);
+    queue.tiles = row_tiles * queue.column_tiles;
+    queue.expert = queue.expert_tile = 0;
+    queue.offsets = room ? queue.ends[0] : plan.offsets;
+    queue.padded = room ? queue.ends[1] : plan.padded;
+  }
+  __syncthreads();
 }
 
-// The next tile; false where there is none.
+// Finds the CTA's tile `number` by its ticket, which becomes that of the next one.
 template <Pass kPass>
-__device__ inline bool next_tile(const TilePlan& plan, Walk& walk, Tile& tile) {
-  if (walk.row >= walk.row_tiles) return false;
-  const std::int64_t at = std::int64_t{walk.row} * kQuantBlock;
-  tile.column0 = std::int64_t{walk.column} * kQuantBlock;
-  tile.columns = static_cast<int>(min(std::int64_t{kQuantBlock}, plan.K - tile.column0));
+__device__ inline void find_tile(const TilePlan& plan, TileQueue& queue, unsigned number,
+                                 unsigned& ticket) {
+  Tile& tile = queue.found[number % 4];
+  const unsigned piece = piece_of(ticket);
+  if (piece >= queue.tiles) {
+    tile = {};
+    tile.rows = -1;
+    return;
+  }
+  // A reciprocal of 0 is 2^32 / 1; of other ones the product may be one too large.
+  unsigned row_tile = queue.reciprocal == 0 ? piece : __umulhi(piece, queue.reciprocal);
+  if (row_tile * queue.column_tiles > piece) --row_tile;
+  const auto row = static_cast<int>(row_tile);
+  tile.column0 = static_cast<int>(piece - row_tile * queue.column_tiles) * kQuantBlock;
+  tile.columns = min(kQuantBlock, static_cast<int>(plan.K) - tile.column0);
+  int expert = queue.expert;
   if (plan.offsets == nullptr) {
-    const auto per_segment =
-        static_cast<unsigned>((plan.segment_rows + kQuantBlock - 1) / kQuantBlock);
-    for (; walk.row - walk.expert_tile >= per_segment; walk.expert_tile += per_segment)
-      ++walk.expert;
-    const std::int64_t begin = std::int64_t{walk.row - walk.expert_tile} * kQuantBlock;
-    tile.row0 = walk.expert * plan.segment_rows + begin;
-    tile.rows = tile.room =
-        static_cast<int>(min(std::int64_t{kQuantBlock}, plan.segment_rows - begin));
-    tile.column_base = walk.expert * plan.K * plan.segment_rows + begin;
-    tile.column_scale = walk.expert;
+    const auto segment_rows = static_cast<int>(plan.segment_rows);
+    const int per_segment = (segment_rows + kQuantBlock - 1) / kQuantBlock;
+    for (; row - queue.expert_tile >= per_segment; queue.expert_tile += per_segment) ++expert;
+    const int begin = (row - queue.expert_tile) * kQuantBlock;
+    tile.row0 = expert * segment_rows + begin;
+    tile.rows = tile.room = min(kQuantBlock, segment_rows - begin);
+    tile.column_base = expert * plan.K * plan.segment_rows + begin;
+    tile.column_scale = expert;
+    tile.first = begin == 0;
   } else {
-    while (__ldg(plan.padded + walk.expert + 1) <= at) ++walk.expert;
-    const std::int32_t first = __ldg(plan.offsets + walk.expert);
-    const std::int64_t begin = at - __ldg(plan.padded + walk.expert);
-    const std::int64_t left = __ldg(plan.offsets + walk.expert + 1) - first - begin;
+    const int at = row * kQuantBlock;
+    while (queue.padded[expert + 1] <= at) ++expert;
+    const int first = queue.offsets[expert], begin = at - queue.padded[expert];
     tile.row0 = first + begin;
-    tile.rows = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kQuantBlock}, left)));
+    tile.rows = max(0, min(kQuantBlock, queue.offsets[expert + 1] - first - begin));
     tile.room = kQuantBlock;
     tile.column_base = at;
-    tile.column_scale = kPass == Pass::kBlocks ? walk.row : walk.expert;
+    tile.column_scale = kPass == Pass::kBlocks ? row : expert;
+    tile.first = begin == 0;
   }
-  walk.row += walk.row_step;
-  walk.column += walk.column_step;
-  if (walk.column >= walk.column_tiles) {
-    walk.column -= walk.column_tiles;
-    ++walk.row;
-  }
-  return true;
+  queue.expert = expert;
+  ticket = next_ticket(plan.tickets, queue.tiles);
 }
 
 }  // namespace lockstep::ops::cuda

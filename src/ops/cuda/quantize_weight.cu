@@ -11,7 +11,8 @@ namespace {
 // The rows of all experts, as the tile kernel reads them.
 struct WeightSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kCtas = 3, kTableBytes = 0;
+  static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
+  static constexpr int ctas(Pass) { return 3; }
   static constexpr bool kGather = false, kCombines = false;
   const Bf16* w;
   std::int64_t K;
@@ -22,22 +23,40 @@ struct WeightSource {
   __device__ std::int64_t stride(int) const { return K; }
 };
 
+constexpr int kBlockCtas = 2;  // of a multiprocessor
+
 template <bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, 3)
-    weight_blocks(const WeightSource source, const WeightBlocks plan) {
-  extern __shared__ uint4 stage[];
+__global__ void __launch_bounds__(kBlockThreads, kBlockCtas)
+    weight_blocks(const WeightSource source, const WeightBlocks plan, unsigned* tickets) {
+  extern __shared__ __align__(128) uint4 stage[];
   __shared__ BlockMemory memory;
+  __shared__ WeightBlock found[4];  // number i of the CTA at i % 4; index < 0: there is none
   ThreadStats stats;
   uint4* slots = stage + threadIdx.x;
+  unsigned ticket = first_ticket();
+  const auto find = [&](unsigned number) {
+    if (threadIdx.x != 0) return;
+    const unsigned piece = piece_of(ticket), blocks = static_cast<unsigned>(plan.blocks);
+    found[number % 4].index = -1;
+    if (piece >= blocks) return;
+    found[number % 4] = weight_block(plan, piece);
+    ticket = next_ticket(tickets, blocks);
+  };
   const auto fetch = [&](const WeightBlock& b) {
-    const Tile tile{
-        b.e * plan.N + b.nb * kQuantBlock, b.kb * kQuantBlock, 0, 0, b.rows, b.columns, 0};
+    Tile tile{};
+    tile.row0 = static_cast<int>(b.e * plan.N + b.nb * kQuantBlock);
+    tile.column0 = static_cast<int>(b.kb * kQuantBlock);
+    tile.rows = b.rows, tile.columns = b.columns;
     fetch_input<kVector>(source, start_fetch(source, tile), 0, slots);
   };
-  if (kVector && blockIdx.x < plan.blocks) fetch(weight_block(plan, blockIdx.x));
-  int turn = 0;
-  for (std::int64_t index = blockIdx.x; index < plan.blocks; index += gridDim.x, turn ^= 1) {
-    const WeightBlock b = weight_block(plan, index);
+  find(0);
+  __syncthreads();
+  if (kVector && found[0].index >= 0) fetch(found[0]);
+  find(1);
+  __syncthreads();
+  for (unsigned number = 0; found[number % 4].index >= 0; ++number) {
+    const WeightBlock b = found[number % 4], &next = found[(number + 1) % 4];
+    find(number + 2);
     if constexpr (kVector)
       asm volatile("cp.async.wait_all;" ::: "memory");
     else
@@ -45,8 +64,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
     Bf16x8 x[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) read_values(slots + i * kBlockThreads, x[i]);
-    if (kVector && index + gridDim.x < plan.blocks) fetch(weight_block(plan, index + gridDim.x));
-    quantize_weight_block<kVector>(plan, b, x, turn, memory, stats);
+    if (kVector && next.index >= 0) fetch(next);
+    quantize_weight_block<kVector>(plan, b, x, static_cast<int>(number % 2), memory, stats);
   }
   if (plan.stats != nullptr) flush_stats(stats, plan.stats);
 }
@@ -99,23 +118,19 @@ void weight_rows(const Context& ctx, const TensorView& w_ENK, WeightScales kind,
   plan.experts = E, plan.segment_rows = N;
   plan.row_tiles = E * ((N + kQuantBlock - 1) / kQuantBlock);
   plan.row_codes = out.codes_ENK.fp8(), plan.row_scales = out.scales.as<float>();
-  plan.row_largest = take_largest(ctx, E * N);
   const bool per_row = kind == WeightScales::kPerRow;
+  plan.row_largest = take_largest(ctx, E * (per_row ? N + K : N));
   if (out_t.codes_ENK) {
     plan.column_codes = out_t.codes_ENK.fp8(), plan.column_scales = out_t.scales.as<float>();
     plan.column_stride = N;
-    if (per_row) plan.column_largest = take_largest(ctx, E * K);
+    if (per_row) plan.column_largest = plan.row_largest + E * N;
   }
   launch_tiles<Pass::kLargest>(ctx, source, plan, vector);
-  if (per_row) {
-    scales_from_largest(ctx, plan.row_largest, E * N, pow2, plan.row_scales, stats, nullptr, 1);
-    if (out_t.codes_ENK)
-      scales_from_largest(ctx, plan.column_largest, E * K, pow2, plan.column_scales, nullptr,
-                          nullptr, 1);
-  } else {
+  if (!per_row) {
     tensor_scales<<<static_cast<unsigned>(E), 1024, 0, stream_of(ctx)>>>(
         plan.row_largest, parts, N, K, pow2, plan.row_scales, plan.column_scales, stats);
     LOCKSTEP_CUDA_LAUNCHED("tensor_scales");
+    plan.row_largest = nullptr;  // the scales are there
   }
   launch_tiles<Pass::kEncode>(ctx, source, plan, vector);
 }
@@ -147,13 +162,15 @@ void quantize_weight(const Context& ctx, const TensorView& w_ENK, WeightScales k
   plan.codes_t = transpose ? out_t.codes_ENK.fp8() : nullptr;
   plan.scales_t = transpose ? out_t.scales.as<float>() : nullptr;
   if (plan.blocks == 0) return;
+  LOCKSTEP_CHECK(std::max(plan.blocks, E * N) < std::int64_t{1} << 31,
+                 "quantize_weight: {} x {} x {} is too large", E, N, K);
   const WeightSource source{w_ENK.as<Bf16>(), K};
   const auto grid = static_cast<unsigned>(
-      std::min<std::int64_t>(plan.blocks, std::int64_t{kMultiprocessors} * 3));
+      std::min<std::int64_t>(plan.blocks, std::int64_t{kMultiprocessors} * kBlockCtas));
   constexpr int kStage = kStageBytes<WeightSource>;
   const auto kernel = vector ? weight_blocks<true> : weight_blocks<false>;
   allow_shared_memory(kernel, kStage);
-  kernel<<<grid, kBlockThreads, kStage, stream_of(ctx)>>>(source, plan);
+  kernel<<<grid, kBlockThreads, kStage, stream_of(ctx)>>>(source, plan, ctx.tickets);
   LOCKSTEP_CUDA_LAUNCHED("quantize_weight");
 }
 

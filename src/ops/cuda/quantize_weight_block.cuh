@@ -71,16 +71,16 @@ __device__ inline void quantize_weight_block(const WeightBlocks& w, const Weight
     if (w.stats != nullptr) stats.count_block(amax);
   }
   const std::int64_t n0 = b.nb * kQuantBlock, k0 = b.kb * kQuantBlock;
-  const int n = b.columns - tc * 8;
+  const int n = b.columns - tc * 8, rows = n > 0 ? b.rows - tr * 8 : 0;
   Fp8* to = w.codes + (b.e * w.N + n0 + tr * 8) * w.K + k0 + tc * 8;
   std::uint32_t left[8], right[8];  // columns 0 .. 3 and 4 .. 7 of each row
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const uint2 codes = encode8(x[i], inv);
     left[i] = codes.x, right[i] = codes.y;
-    if (tr * 8 + i >= b.rows) continue;
+    if (i >= rows) continue;
     store_codes<kVector>(to + i * w.K, codes, n);
-    if (w.stats == nullptr || n <= 0) continue;
+    if (w.stats == nullptr) continue;
     stats.values += min(n, 8);
     stats.flushed += flushed(x[i], codes);
   }

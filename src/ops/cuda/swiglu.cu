@@ -11,7 +11,8 @@ struct NoColumns {};
 
 struct ProductSource {
   using Values = Float8;
-  static constexpr int kInputs = 2, kHeld = 0, kParts = 1, kCtas = 2;
+  static constexpr int kInputs = 2, kHeld = 0, kParts = 1;
+  static constexpr int ctas(Pass) { return 2; }
   static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
   const Bf16* gate_up;
@@ -40,7 +41,7 @@ constexpr std::int64_t kManyProducts = 1 << 23;
 template <bool kTable>
 struct ProductRows {
   using Values = Float8;
-  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0;
+  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0, kLaneWarps = 10;
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -59,7 +60,8 @@ struct ProductRows {
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
   using Values = Bf16x8;
-  static constexpr int kInputs = 2, kHeld = 1, kParts = 2, kCtas = 2;
+  static constexpr int kInputs = 2, kHeld = 1, kParts = 2;
+  static constexpr int ctas(Pass) { return 2; }
   static constexpr int kTableBytes = kSigmoids * 4;
   static constexpr bool kGather = false, kCombines = true;
   const Bf16 *gate_up, *d_a;

@@ -5,6 +5,8 @@
 
 namespace lockstep::ops::cuda {
 
+inline constexpr unsigned kModerateGate = 0x4270;  // 60, as BF16 bits
+
 // numerics::sigmoid for |g| <= 60 in half the instructions (tests/gpu/swiglu_test.cpp compares
 // every gate): nothing needs a clamp there. The polynomial is numerics::exp2_polynomial halved,
 // which makes room for the exponent; one Newton step makes the approximate reciprocal the nearest
@@ -35,7 +37,7 @@ static __device__ __noinline__ float any_sigmoid(float g) { return numerics::sig
 __device__ inline Float8 sigmoid8(const Bf16x8& g) {
   const std::uint32_t m = halves_max(g);
   Float8 s;
-  if (max(m >> 16, m & 0xFFFFu) <= 0x4270u) {  // 60
+  if (max(m >> 16, m & 0xFFFFu) <= kModerateGate) {
 #pragma unroll
     for (int c = 0; c < 8; ++c) s.v[c] = moderate_sigmoid(value(g, c));
   } else {
@@ -52,12 +54,17 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g) {
 inline constexpr unsigned kLowestGate = 0x33A0, kHighestGate = 0x42B3;  // BF16 bits
 inline constexpr int kSigmoids = 2 * (kHighestGate - kLowestGate + 1);
 
-// Every thread of the CTA calls it; a barrier has to follow.
-__device__ inline void fill_sigmoids(float* table) {
-  for (int i = static_cast<int>(threadIdx.x); i < kSigmoids; i += static_cast<int>(blockDim.x)) {
-    const unsigned bits = (kLowestGate + i / 2) | (i % 2 != 0 ? 0x8000u : 0u);
-    table[i] = numerics::sigmoid(numerics::bits_float(bits << 16));
-  }
+// Every thread of the CTA calls it; a barrier has to follow. (A function of its own: it takes
+// registers that its callers do not have.)
+static __device__ __noinline__ void fill_sigmoids(float* table) {
+  constexpr int kModerate = 2 * (kModerateGate - kLowestGate + 1);
+  const auto gate = [](int i) {
+    return numerics::bits_float(((kLowestGate + i / 2) | (i % 2 != 0 ? 0x8000u : 0u)) << 16);
+  };
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+#pragma unroll 4
+  for (int i = thread; i < kModerate; i += threads) table[i] = moderate_sigmoid(gate(i));
+  for (int i = kModerate + thread; i < kSigmoids; i += threads) table[i] = any_sigmoid(gate(i));
 }
 
 // Sigmoids of eight gates from the table.
