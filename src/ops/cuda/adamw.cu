@@ -15,7 +15,7 @@ __device__ void step_one(const float* grad, const AdamwFactors& f, float* master
   float x = master[i];
   adamw_step(grad[i], f, x, m[i], v[i]);
   master[i] = x;
-  w[i] = narrow(x);
+  w[i] = numerics::to_bf16(x);
 }
 
 // The first `wide` values (a multiple of kStepValues) with 16-byte accesses, the others one by one.
@@ -34,7 +34,7 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(const float* grad, Adam
 #pragma unroll
     for (int k = 0; k < kStepValues; ++k) {
       adamw_step(g.x[k], f, x.x[k], mv.x[k], vv.x[k]);
-      wv.x[k] = narrow(x.x[k]);
+      wv.x[k] = numerics::to_bf16(x.x[k]);
     }
     reinterpret_cast<StepValues<float>*>(master)[i] = x;
     reinterpret_cast<StepValues<M>*>(m)[i] = mv;

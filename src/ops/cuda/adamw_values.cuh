@@ -14,17 +14,10 @@ struct alignas(16) StepValues {
 };
 static_assert(sizeof(StepValues<numerics::Bf16>) == 16 && sizeof(StepValues<float>) == 32);
 
-// numerics::to_bf16 in one instruction, which gives a NaN the same bits.
-__device__ inline numerics::Bf16 narrow(float x) {
-  numerics::Bf16 y;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-  return y;
-}
-
 __device__ inline float load_moment(float x) { return x; }
 __device__ inline float load_moment(numerics::Bf16 x) { return numerics::to_float(x); }
 __device__ inline void store_moment(float x, float& to) { to = x; }
-__device__ inline void store_moment(float x, numerics::Bf16& to) { to = narrow(x); }
+__device__ inline void store_moment(float x, numerics::Bf16& to) { to = numerics::to_bf16(x); }
 
 template <typename M, typename V>
 __device__ inline void adamw_step(float grad, const AdamwFactors& f, float& master, M& m_to,

@@ -1,14 +1,18 @@
 // Hopper's instructions that CUDA C++ has no words for, one function each (PTX ISA 8.x, sm_90a):
-// the bulk tensor copy engine (TMA), fences, named barriers, register reallocation, stmatrix and
-// ldmatrix. mbarriers are in mbarrier.cuh, wgmma is in wgmma.cuh. Shared-memory addresses are the
-// 32-bit ones of shared_address(); "rank" is a CTA's rank in its cluster.
+// mbarriers, the bulk tensor copy engine (TMA), fences, named barriers, register reallocation,
+// stmatrix and ldmatrix. wgmma is in wgmma.cuh. Shared-memory addresses are the 32-bit ones of
+// shared_address(); "rank" is a CTA's rank in its cluster.
 #pragma once
 
 #include <cuda.h>
 
-#include "ops/cuda/mbarrier.cuh"
+#include <cstdint>
 
 namespace lockstep::ops::cuda {
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
 
 // True in one lane of a converged warp.
 __device__ __forceinline__ bool elect_one() {
@@ -18,6 +22,37 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
+// mbarrier: `count` arrivals and all expected bytes complete a phase. wait(parity) returns when the
+// phase of that parity is complete: 0 for the first one; a fresh barrier passes wait(1).
+__device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, std::uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+// Makes initialised barriers visible to the copy engine and to the cluster; then synchronise.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+__device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+  while (!mbarrier_try_wait(barrier, parity)) {
+  }
+}
 // Four bytes from global to shared memory; copies_arrive: when this thread's copies so far are
 // there, it arrives at the barrier (one arrival that `count` has to include).
 __device__ __forceinline__ void copy_async_4(std::uint32_t to, const void* from) {
