@@ -97,7 +97,8 @@ TEST_F(SwigluGpu, Quantize) {
 // So many that the sigmoids come from a table, rows on one warp and on several.
 TEST_F(SwigluGpu, ManyRows) {
   Rng rng(4);
-  for (const auto& [M, F] : {std::pair<std::int64_t, std::int64_t>{10923, 768}, {4081, 2056}}) {
+  for (const auto& [M, F] :
+       {std::pair<std::int64_t, std::int64_t>{10923, 768}, {4081, 2056}, {587, 14336}}) {
     const Tensor x = activations(rng, {M, 2 * F}, true);
     const TensorView x_gpu = on_gpu(x);
     for (const Scaling scaling : {Scaling::kBlock, Scaling::kRow}) {

@@ -38,10 +38,10 @@ struct ProductSource {
 // The same, a whole row at a time. kTable: with the table of sigmoids, which pays from about
 // kManyProducts on.
 constexpr std::int64_t kManyProducts = 1 << 23;
-template <bool kTable>
+template <bool kTable, int kWarps>
 struct ProductRows {
   using Values = Float8;
-  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0, kLaneWarps = 10;
+  static constexpr int kTableBytes = kTable ? kSigmoids * 4 : 0, kLaneWarps = kWarps;
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -56,6 +56,15 @@ struct ProductRows {
       a[i] = swiglu8(g[i], u[i], kTable ? sigmoid8(g[i], table) : sigmoid8(g[i]));
   }
 };
+
+// More than ten warps spill, so only rows that are wider take them.
+template <bool kTable>
+bool launch_products(const Context& ctx, const ProductSource& source, const LaneRows& out,
+                     bool blocks) {
+  return launch_lane_rows(ctx, ProductRows<kTable, 10>{source.gate_up, source.F}, out, blocks) ||
+         launch_lane_rows(ctx, ProductRows<kTable, kMostLaneWarps>{source.gate_up, source.F}, out,
+                          blocks);
+}
 
 // d_gate | d_up; written as BF16 too where d_gate_up is not null.
 struct GradientSource {
@@ -153,9 +162,8 @@ void swiglu_quantize(const Context& ctx, const TensorView& gate_up, const Segmen
   if (columns == nullptr && F % 8 == 0 && source.aligned() && aligned16(rows.codes_MK.data)) {
     const bool blocks = rows.scaling == Scaling::kBlock;
     const LaneRows out{M, F, rows.codes_MK.fp8(), rows.scales.as<float>(), pow2, stats};
-    if (M * F < kManyProducts
-            ? launch_lane_rows(ctx, ProductRows<false>{source.gate_up, F}, out, blocks)
-            : launch_lane_rows(ctx, ProductRows<true>{source.gate_up, F}, out, blocks))
+    if (M * F < kManyProducts ? launch_products<false>(ctx, source, out, blocks)
+                              : launch_products<true>(ctx, source, out, blocks))
       return;
   }
   quantize_source(ctx, source, M, F, segments, pow2, &rows, columns, stats);
