@@ -12,10 +12,8 @@
 namespace lockstep::ops::cuda {
 namespace {
 
-constexpr int kCtas = 2;  // a multiprocessor's
-// Rows that a warp has under way, as many as registers hold.
-template <typename M, typename V>
-constexpr int kAhead = sizeof(M) + sizeof(V) <= 4 ? 2 : 2;
+constexpr int kCtas = 2;   // a multiprocessor's
+constexpr int kAhead = 2;  // rows that a warp has under way, as many as registers hold
 constexpr int kWarps = kBlockThreads / 32;
 constexpr int kWarpRows = kQuantBlock / kWarps;
 constexpr int kTileBytes = kQuantBlock * kQuantBlock * 2;
@@ -104,8 +102,8 @@ __device__ Part part_of(const WeightBlocks& plan, const WeightBlock& b) {
 // its first rows, and the next block's in the end.
 template <bool kVector, typename M, typename V>
 __device__ void step_block(const StepState<M, V>& s, const WeightBlocks& plan, Part part,
-                           const Part& next, StepRow<M, V> (&ring)[kAhead<M, V>], uint2* tile) {
-  constexpr int kRing = kAhead<M, V>;
+                           const Part& next, StepRow<M, V> (&ring)[kAhead], uint2* tile) {
+  constexpr int kRing = kAhead;
   tile += threadIdx.x / 32 * kWarpRows * 32 + threadIdx.x % 32;
 #pragma unroll 1
   for (int first = 0; first < kWarpRows; first += kRing) {
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(kBlockThreads, kCtas)
   __shared__ BlockMemory memory;
   ThreadStats stats;
   const int tc = static_cast<int>(threadIdx.x) % 16, tr = static_cast<int>(threadIdx.x) / 16;
-  constexpr int kRing = kAhead<M, V>;
+  constexpr int kRing = kAhead;
   StepRow<M, V> ring[kRing];
   // The grid has no more CTAs than there are blocks.
   Part part = part_of(plan, weight_block(plan, blockIdx.x));

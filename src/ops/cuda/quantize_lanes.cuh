@@ -3,6 +3,8 @@
 // take several warps side by side.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cuda/quantize_maxima.cuh"
 
 namespace lockstep::ops::cuda {
