@@ -9,7 +9,7 @@ struct NormSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
   static constexpr int ctas(Pass) { return 3; }
-  static constexpr bool kGather = false, kCombines = true;
+  static constexpr bool kGather = false, kCombines = true, kColumnsAlone = true;
   NormRows norm;
   Bf16* h;
 

@@ -13,7 +13,7 @@ struct RowSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
   static constexpr int ctas(Pass pass) { return pass == Pass::kBlocks ? 2 : 3; }
-  static constexpr bool kGather = kTable, kCombines = false;
+  static constexpr bool kGather = kTable, kCombines = false, kColumnsAlone = true;
   const Bf16* x;
   const std::int32_t* token;
   std::int64_t width;

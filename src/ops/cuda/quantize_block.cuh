@@ -22,9 +22,13 @@ struct Float8 {
   float v[8];
 };
 
-__device__ inline std::uint32_t max_u16x2(std::uint32_t a, std::uint32_t b) {
+inline constexpr std::uint32_t kMagnitudes = 0x7FFF7FFFu;
+
+// The larger magnitudes of two pairs of BF16, a NaN where there is one, under signs of no meaning:
+// kMagnitudes has to follow the last of several.
+__device__ inline std::uint32_t larger2(std::uint32_t a, std::uint32_t b) {
   std::uint32_t d;
-  asm("max.u16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 
@@ -99,23 +103,21 @@ __device__ inline std::uint32_t pack_bf16(float a, float b) {
 }
 
 // The larger of x and the lane's partner.
-__device__ inline std::uint32_t partner_max_u16x2(std::uint32_t x, std::uint32_t send, int d) {
-  return max_u16x2(x, __shfl_xor_sync(kAllLanes, send, d));
+__device__ inline std::uint32_t partner_larger2(std::uint32_t x, std::uint32_t send, int d) {
+  return larger2(x, __shfl_xor_sync(kAllLanes, send, d));
 }
 __device__ inline std::uint32_t partner_max(std::uint32_t x, std::uint32_t send, int d) {
   return max(x, __shfl_xor_sync(kAllLanes, send, d));
 }
 
-// Halves that are the largest magnitudes of the even and of the odd columns.
-__device__ inline std::uint32_t halves_max(const Bf16x8& x) {
-  constexpr std::uint32_t kAbs = 0x7FFF7FFFu;
-  return max_u16x2(max_u16x2(x.w[0] & kAbs, x.w[1] & kAbs),
-                   max_u16x2(x.w[2] & kAbs, x.w[3] & kAbs));
+// Of the even and of the odd columns, as larger2 has it.
+__device__ inline std::uint32_t largest2(const Bf16x8& x) {
+  return larger2(larger2(x.w[0], x.w[1]), larger2(x.w[2], x.w[3]));
 }
 
 // Bits of the largest magnitude as FP32.
 __device__ inline std::uint32_t largest(const Bf16x8& x) {
-  const std::uint32_t m = halves_max(x);
+  const std::uint32_t m = largest2(x) & kMagnitudes;
   return max(m & 0xFFFF0000u, m << 16);
 }
 __device__ inline std::uint32_t largest(const Float8& x) {
@@ -132,19 +134,17 @@ __device__ inline std::uint32_t row_largest(const Bf16x8 (&x)[8]) {
   std::uint32_t pair[4];  // rows 2i (low half) and 2i + 1
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const std::uint32_t a = halves_max(x[2 * i]), b = halves_max(x[2 * i + 1]);
-    pair[i] = max_u16x2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
+    const std::uint32_t a = largest2(x[2 * i]), b = largest2(x[2 * i + 1]);
+    pair[i] = larger2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
   }
   const bool upper = (lane & 8) != 0;
-  const std::uint32_t p =
-      partner_max_u16x2(upper ? pair[2] : pair[0], upper ? pair[0] : pair[2], 8);
-  const std::uint32_t q =
-      partner_max_u16x2(upper ? pair[3] : pair[1], upper ? pair[1] : pair[3], 8);
+  const std::uint32_t p = partner_larger2(upper ? pair[2] : pair[0], upper ? pair[0] : pair[2], 8);
+  const std::uint32_t q = partner_larger2(upper ? pair[3] : pair[1], upper ? pair[1] : pair[3], 8);
   const bool second = (lane & 4) != 0;
-  std::uint32_t m = partner_max_u16x2(second ? q : p, second ? p : q, 4);
-  m = partner_max_u16x2(m, m, 2);
-  m = partner_max_u16x2(m, m, 1);
-  return (lane & 2) != 0 ? m & 0xFFFF0000u : m << 16;
+  std::uint32_t m = partner_larger2(second ? q : p, second ? p : q, 4);
+  m = partner_larger2(m, m, 2);
+  m = partner_larger2(m, m, 1);
+  return ((lane & 2) != 0 ? m & 0xFFFF0000u : m << 16) & 0x7FFFFFFFu;
 }
 __device__ inline std::uint32_t row_largest(const Float8 (&x)[8]) {
   const int lane = threadIdx.x % 32;
@@ -167,10 +167,10 @@ __device__ inline void store_column_largest(const Bf16x8 (&x)[8], std::uint32_t*
   std::uint32_t m[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    m[i] = x[0].w[i] & 0x7FFF7FFFu;
+    m[i] = x[0].w[i];
 #pragma unroll
-    for (int r = 1; r < 8; ++r) m[i] = max_u16x2(m[i], x[r].w[i] & 0x7FFF7FFFu);
-    m[i] = partner_max_u16x2(m[i], m[i], 16);
+    for (int r = 1; r < 8; ++r) m[i] = larger2(m[i], x[r].w[i]);
+    m[i] = partner_larger2(m[i], m[i], 16) & kMagnitudes;
   }
   if (threadIdx.x % 32 < 16)
     *reinterpret_cast<uint4*>(row + threadIdx.x % 16 * 4) = make_uint4(m[0], m[1], m[2], m[3]);

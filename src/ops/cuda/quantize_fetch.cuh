@@ -13,8 +13,8 @@ namespace lockstep::ops::cuda {
 //   columns<kVector>(column, n)             what belongs to the columns alone, read once a tile
 //   fill_table(table)                       with kTableBytes: a table that the CTA fills first
 //   combine<kPass, kVector>(...)            with kCombines: turns a row's inputs into the values of
-//                                           its parts, in place where there are two; it may write
-//                                           what belongs to them
+//                                           its part, or of both; it may write what belongs to them
+//   kColumnsAlone                           whether column codes may be wanted without row codes
 // Inputs wait in shared memory, where a thread has slots of its own, the held one in registers; the
 // inputs of the next tile take them as soon as they are free. Where rows are not aligned, nothing
 // is fetched ahead.

@@ -41,12 +41,11 @@ struct ColumnMaxima {
     for (int i = 0; i < kLaneEights; ++i) slots.at(i) = {};
   }
   __device__ void add(const Bf16x8 (&x)[kLaneEights]) const {
-    constexpr std::uint32_t kAbs = 0x7FFF7FFFu;
 #pragma unroll
     for (int i = 0; i < kLaneEights; ++i) {
       const uint4 m = slots.at(i);
-      slots.at(i) = {max_u16x2(m.x, x[i].w[0] & kAbs), max_u16x2(m.y, x[i].w[1] & kAbs),
-                     max_u16x2(m.z, x[i].w[2] & kAbs), max_u16x2(m.w, x[i].w[3] & kAbs)};
+      slots.at(i) = {larger2(m.x, x[i].w[0]), larger2(m.y, x[i].w[1]), larger2(m.z, x[i].w[2]),
+                     larger2(m.w, x[i].w[3])};
     }
   }
   // Lanes take neighbouring columns of their warp. Most columns have a larger magnitude already.
@@ -64,7 +63,8 @@ struct ColumnMaxima {
         // Two columns: c and c + 1 of the eight at `place` among the warp's.
         const int place = 8 * (j + b) + lane / 4, c = lane % 4 * 2;
         const uint4* eight = slots.first - lane + place;
-        const std::uint32_t pair = reinterpret_cast<const std::uint32_t*>(eight)[c / 2];
+        const std::uint32_t pair =
+            reinterpret_cast<const std::uint32_t*>(eight)[c / 2] & kMagnitudes;
         found[b][0] = pair << 16, found[b][1] = pair & 0xFFFF0000u;
         column[b] = reinterpret_cast<uint2*>(segment_largest + (first + place) * 8 + c);
         known[b] = first + place < part.end ? __ldcg(column[b]) : uint2{~0u, ~0u};

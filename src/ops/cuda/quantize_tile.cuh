@@ -69,7 +69,8 @@ __device__ inline void quantize_ring(const Source& source, const TilePlan& plan,
     fetch(second, place);
     fetch(first, after);
     place = after == 2 ? 0 : after + 1;
-    quantize_part<kPass, true, 1>(plan, tile, x, 0, row_inverse, memory, stats);
+    quantize_part<kPass, true, 1, Source::kColumnsAlone>(plan, tile, x, 0, row_inverse, memory,
+                                                         stats);
   }
 }
 
@@ -87,6 +88,9 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
   if (threadIdx.x == 0) find_tile<kPass>(plan, memory.queue, 0, ticket);
   __syncthreads();
   bool more = memory.queue.found[0].rows >= 0;
+  // Of held rows the first ones are fetched a tile ahead. The others, whose turn comes later, wait
+  // until the last codes are done: there are no registers for them before.
+  constexpr int kHeldAhead = kPass == Pass::kLargest ? 2 : 5;
   [[maybe_unused]] Bf16x8 held[8];
   const auto fetch_inputs = [&](const Fetch<Source>& fetch, int begin, int end) {
     for (int j = begin; j < end; ++j) fetch_input<kVector>(source, fetch, j, slots);
@@ -120,7 +124,8 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
     }
     if constexpr (kVector) asm volatile("cp.async.wait_all;" ::: "memory");
     const auto quantize = [&](const Values(&x)[8], int part) {
-      quantize_part<kPass, kVector, kParts>(plan, tile, x, part, row_inverse, memory, stats);
+      quantize_part<kPass, kVector, kParts, Source::kColumnsAlone>(plan, tile, x, part, row_inverse,
+                                                                   memory, stats);
     };
     Values x[8];
     const auto rows_left = [&](int i) { return i < here.rows ? here.columns : 0; };
@@ -153,21 +158,33 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
       }
       quantize(x, 0);
     } else {
-      const auto columns = source.template columns<kVector>(here.column, here.columns);
+      // The first part stays in registers, the second waits in the slots of the second input.
+      const Bf16* from = first_eight(source, fetch, 0);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        source.template combine<kPass, kVector>(slots + i * kInputs * kTileThreads, held[i],
-                                                columns, table, here.row + i, here.column,
-                                                rows_left(i));
-        if (ahead) held[i] = fetch_held<kVector>(source, fetch, i);
+        uint4* own = slots + i * kInputs * kTileThreads;
+        Bf16x8 in[kInputs];
+#pragma unroll
+        for (int j = 0; j < kInputs; ++j) read_values(own + j * kTileThreads, in[j]);
+        if (ahead) fetch_eight<kVector>(source, fetch, from, 0, i, own);
+        from += source.stride(0);
+        const auto [first, second] = source.template combine<kPass, kVector>(
+            in, held[i], table, here.row + i, here.column, rows_left(i));
+        x[i] = first;
+        write_values(own + kTileThreads, second);
+        if (i < kHeldAhead && ahead) held[i] = fetch_held<kVector>(source, fetch, i);
       }
 #pragma unroll 1
-      for (int p = 0; p < kParts; ++p) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) read_values(slots + (i * kInputs + p) * kTileThreads, x[i]);
-        if (ahead) fetch_inputs(fetch, p, p + 1);
+      for (int p = 0; p < 2; ++p) {
         quantize(x, p);
+        if (p == 1) break;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) read_values(slots + (i * kInputs + 1) * kTileThreads, x[i]);
+        if (ahead) fetch_inputs(fetch, 1, 2);
       }
+      if constexpr (kVector)
+#pragma unroll
+        for (int i = kHeldAhead; i < 8; ++i) held[i] = fetch_held<kVector>(source, fetch, i);
     }
   }
 }

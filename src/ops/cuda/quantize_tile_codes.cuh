@@ -27,13 +27,15 @@ __device__ inline void quantize_tile_rows(const TilePlan& plan, const Tile& tile
   }
   if (plan.stats == nullptr || rows == 0) return;
   stats.values += min(n, 8) * rows;
-  if ((left & right) == 0xFFFFFFFFu) return;
+  const std::uint32_t both = left & right;
+  if (both == 0xFFFFFFFFu) return;
+  const std::uint32_t there = 0xFFu >> (8 - rows), bits = there * 0x01010101u;
+  stats.flushed += 8 * rows - __popc(left & bits) - __popc(right & bits);
+  // Bit i: whether a code of row i is zero, perhaps because its value is.
+  const std::uint32_t zero = ~(both & both >> 8 & both >> 16 & both >> 24) & there;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const std::uint32_t bits = 0x01010101u << i;
-    const int nonzero = __popc(left & bits) + __popc(right & bits);
-    if (nonzero < 8 && i < rows) stats.flushed += 8 - nonzero - zeros(x[i]);
-  }
+  for (int i = 0; i < 8; ++i)
+    if ((zero >> i & 1) != 0) stats.flushed -= zeros(x[i]);
 }
 
 // inverses: 1 / s of the tile's columns. kCounts: for QuantStats.
@@ -89,8 +91,8 @@ __device__ inline void quantize_tile_columns(const TilePlan& plan, const Tile& t
 }
 
 // One part of a tile, whose columns are those of the source from part * K on. row_inverse: of
-// known_scales, which has been called where scales are known.
-template <Pass kPass, bool kVector, int kParts, typename Values>
+// known_scales, which has been called where scales are known. kColumnsAlone: of the source.
+template <Pass kPass, bool kVector, int kParts, bool kColumnsAlone, typename Values>
 __device__ inline void quantize_part(const TilePlan& plan, const Tile& tile, const Values (&x)[8],
                                      int part, float row_inverse, TileMemory& memory,
                                      ThreadStats& stats) {
@@ -112,7 +114,7 @@ __device__ inline void quantize_part(const TilePlan& plan, const Tile& tile, con
   if constexpr (kPass != Pass::kLargest) {
     if (!columns) return;
     const float* inverses = memory.inverse + (kPass == Pass::kEncode ? part * kQuantBlock : 0);
-    if (plan.stats != nullptr && !rows)
+    if (kColumnsAlone && plan.stats != nullptr && !rows)
       quantize_tile_columns<kVector, true>(plan, tile, x, column0, tile.columns, inverses, memory,
                                            stats);
     else

@@ -13,7 +13,7 @@ struct WeightSource {
   using Values = Bf16x8;
   static constexpr int kInputs = 1, kHeld = 0, kParts = 1, kTableBytes = 0;
   static constexpr int ctas(Pass) { return 3; }
-  static constexpr bool kGather = false, kCombines = false;
+  static constexpr bool kGather = false, kCombines = false, kColumnsAlone = false;
   const Bf16* w;
   std::int64_t K;
 

@@ -56,7 +56,8 @@ __device__ inline void quantize_weight_block(const WeightBlocks& w, const Weight
   const int thread = static_cast<int>(threadIdx.x), tc = thread % 16, tr = thread / 16;
   std::uint32_t amax = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) amax = max_u16x2(amax, halves_max(x[i]));
+  for (int i = 0; i < 8; ++i) amax = larger2(amax, largest2(x[i]));
+  amax &= kMagnitudes;
   amax = __reduce_max_sync(kAllLanes, max(amax >> 16, amax & 0xFFFFu));
   if (thread % 32 == 0) memory.largest[turn][thread / 32] = amax;
   __syncthreads();

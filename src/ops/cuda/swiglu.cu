@@ -14,7 +14,7 @@ struct ProductSource {
   static constexpr int kInputs = 2, kHeld = 0, kParts = 1;
   static constexpr int ctas(Pass) { return 2; }
   static constexpr int kTableBytes = kSigmoids * 4;
-  static constexpr bool kGather = false, kCombines = true;
+  static constexpr bool kGather = false, kCombines = true, kColumnsAlone = false;
   const Bf16* gate_up;
   std::int64_t F;
 
@@ -72,7 +72,7 @@ struct GradientSource {
   static constexpr int kInputs = 2, kHeld = 1, kParts = 2;
   static constexpr int ctas(Pass) { return 2; }
   static constexpr int kTableBytes = kSigmoids * 4;
-  static constexpr bool kGather = false, kCombines = true;
+  static constexpr bool kGather = false, kCombines = true, kColumnsAlone = false;
   const Bf16 *gate_up, *d_a;
   Bf16* d_gate_up;
   std::int64_t F;
@@ -82,24 +82,17 @@ struct GradientSource {
     return input == 2 ? d_a + r * F + column : gate_up + (2 * r + input) * F + column;
   }
   __device__ std::int64_t stride(int input) const { return input == 2 ? F : 2 * F; }
-  template <bool kVector>
-  __device__ NoColumns columns(std::int64_t, int) const {
-    return {};
-  }
   __device__ static void fill_table(float* table) { fill_sigmoids(table); }
   template <Pass kPass, bool kVector>
-  __device__ void combine(uint4* slots, const Bf16x8& d_a8, NoColumns, const float* table,
-                          std::int64_t row, std::int64_t column, int n) const {
-    const Bf16x8 g = shared8(slots);
-    const SwigluGradient d =
-        swiglu_gradient8(g, shared8(slots + kTileThreads), d_a8, sigmoid8(g, table));
-    write_values(slots, d.gate);
-    write_values(slots + kTileThreads, d.up);
+  __device__ SwigluGradient combine(const Bf16x8 (&in)[2], const Bf16x8& d_a8, const float* table,
+                                    std::int64_t row, std::int64_t column, int n) const {
+    const SwigluGradient d = swiglu_gradient8(in[0], in[1], d_a8, sigmoid8(in[0], table));
     if (kPass != Pass::kLargest && d_gate_up != nullptr) {
       const std::int64_t at = row * 2 * F + column;
       store8<kVector>(d_gate_up + at, d.gate, n);
       store8<kVector>(d_gate_up + at + F, d.up, n);
     }
+    return d;
   }
 };
 

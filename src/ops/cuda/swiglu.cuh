@@ -35,7 +35,7 @@ static __device__ __noinline__ float any_sigmoid(float g) { return numerics::sig
 
 // Sigmoids of eight gates.
 __device__ inline Float8 sigmoid8(const Bf16x8& g) {
-  const std::uint32_t m = halves_max(g);
+  const std::uint32_t m = largest2(g) & kMagnitudes;
   Float8 s;
   if (max(m >> 16, m & 0xFFFFu) <= kModerateGate) {
 #pragma unroll
@@ -75,7 +75,7 @@ __device__ inline Float8 sigmoid8(const Bf16x8& g, const float* table) {
   for (int i = 0; i < 4; ++i) {
     // In each half, in bytes: eight a magnitude, four for the sign.
     const std::uint32_t inside =
-        __viaddmin_s16x2_relu(g.w[i] & 0x7FFF7FFFu, (0x10000u - kLowestGate) * kPair,
+        __viaddmin_s16x2_relu(g.w[i] & kMagnitudes, (0x10000u - kLowestGate) * kPair,
                               (kHighestGate - kLowestGate) * kPair);
     const std::uint32_t offsets = inside * 8 | (g.w[i] >> 13 & 4 * kPair);
     const std::uint32_t second = offsets >> 16, first = second * 0xFFFF0000u + offsets;
