@@ -80,6 +80,7 @@ bench:
 # A build folder of its own, because the benchmarks are on; nvcc 13 must be here, a GPU need not.
 gpu-bundle:
 	@tools/setup.sh bench
+	@tools/cudnn_frontend.sh || echo "the benchmark of attention goes without cuDNN as its baseline" >&2
 	@cmake --preset cuda -DLOCKSTEP_BENCH=ON >/dev/null || { echo "cmake --preset cuda failed, see above" >&2; exit 1; }
 	@cmake --build build-cuda -j $(JOBS) --target lockstep lockstep_gpu_test lockstep_device_test gpu_benches
 	@tools/gpu_bundle.sh build-cuda build/gpu-bundle
@@ -91,4 +92,4 @@ tidy: build/build.ninja
 	@clang-tidy -p build --quiet $(filter src/%.cpp,$(SOURCES))
 
 clean:
-	rm -rf build build-asan build-tsan build-bench build-cuda
+	rm -rf build build-asan build-tsan build-bench build-cuda build-cudnn-frontend

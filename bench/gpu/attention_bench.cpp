@@ -1,12 +1,13 @@
 // Attention on the GPU: forward and backward of packed causal sequences (FLOP of visible keys only:
-// 2 K + 2 Kv a query and key forward, 2.5 times that backward), decode over pages of 16 (bytes of
-// keys and values once).
+// 2 K + 2 Kv a query and key forward, 2.5 times that backward) beside cuDNN's, decode over pages of
+// 16 (bytes of keys and values once).
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
 
+#include "cudnn_attention.h"
 #include "gpu_bench.h"
 #include "ops/attention.h"
 #include "tensor/device.h"
@@ -41,6 +42,23 @@ Tensor on_device(const Context& ctx, const std::vector<std::int32_t>& values, co
   std::memcpy(host.view().data, values.data(), host.view().bytes());
   tensor::copy(ctx, host, device);
   return device;
+}
+
+// Of the first values, which are those of the first sequence.
+double largest_difference(const Context& ctx, const TensorView& a, const TensorView& b) {
+  const std::int64_t n = std::min<std::int64_t>(a.count(), 1 << 20);
+  std::vector<numerics::Bf16> x(static_cast<std::size_t>(n)), y(x.size());
+  const auto read = [&](const TensorView& from, std::vector<numerics::Bf16>& to) {
+    tensor::copy_bytes(ctx, from.data, Device::kCuda, to.data(), Device::kCpu, to.size() * 2);
+  };
+  read(a, x);
+  read(b, y);
+  double worst = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double d = std::abs(numerics::to_float(x[i]) - numerics::to_float(y[i]));
+    if (!(d <= worst)) worst = d;
+  }
+  return worst;
 }
 
 struct TrainingShape {
@@ -81,6 +99,25 @@ void bench_training(const Context& ctx, const TrainingShape& n) {
       n.sequences, n.length, n.H, n.J, n.K, forward.median * 1e6, flop / forward.median * 1e-12,
       forward.p10 * 1e6, forward.p90 * 1e6, backward.median * 1e6,
       2.5 * flop / backward.median * 1e-12);
+  std::fflush(stdout);
+
+  const CudnnAttention peer =
+      cudnn_attention(ctx, {n.sequences, n.length, n.H, n.J, n.K, scale, q, k, v, d_out});
+  if (!peer.problem.empty()) {
+    std::printf("  cuDNN: %s\n", peer.problem.c_str());
+    return;
+  }
+  const Timing peer_forward = time_kernel(
+      ctx, [&](int) { peer.forward(); }, 9, 2);
+  const Timing peer_backward = time_kernel(
+      ctx, [&](int) { peer.backward(); }, 9, 2);
+  std::printf(
+      "  cuDNN %s: forward %8.1f us %6.1f TFLOPS (x%.2f), backward %8.1f us %6.1f TFLOPS (x%.2f); "
+      "largest difference %.2g of the outputs, %.2g of d_q\n",
+      peer.version.c_str(), peer_forward.median * 1e6, flop / peer_forward.median * 1e-12,
+      peer_forward.median / forward.median, peer_backward.median * 1e6,
+      2.5 * flop / peer_backward.median * 1e-12, peer_backward.median / backward.median,
+      largest_difference(ctx, out, peer.out), largest_difference(ctx, d_q, peer.d_q));
   std::fflush(stdout);
 }
 
