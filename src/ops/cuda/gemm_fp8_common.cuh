@@ -13,7 +13,7 @@ struct GemmArguments {
   const float* b_scales;
   const std::int32_t* offsets;  // null: one expert
   void* d;
-  std::int32_t* claimed;  // tiles taken beyond every CTA's first; 0 before the launch
+  unsigned* tickets;  // ops/cuda/tickets.cuh
   int experts, M, N, K;
   int stages;
   bool bf16;

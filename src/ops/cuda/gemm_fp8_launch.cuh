@@ -65,11 +65,8 @@ void launch_few(const Context& ctx, const GemmOperands& in) {
 template <Fp8Type kA, Fp8Type kB, Scaling kScaling>
 void launch_wide(const Context& ctx, const GemmOperands& in) {
   using Shape = WideShape;
-  const tensor::ArenaScope scope(*ctx.workspace);
-  const TensorView claimed = ctx.workspace->take(tensor::DType::kInt32, {1});
-  tensor::check_cuda(cudaMemsetAsync(claimed.data, 0, claimed.bytes(), stream_of(ctx)), "fp8_gemm");
   GemmArguments x = in.x;
-  x.claimed = claimed.as<std::int32_t>();
+  x.tickets = ctx.tickets;
   const CUtensorMap a = rows_map(in.a.codes_MK, 64);
   const CUtensorMap b = weight_map(in.b.codes_ENK, Shape::kColumns);
   const CUtensorMap d =

@@ -10,6 +10,7 @@
 
 #include "ops/cuda/gemm_fp8_common.cuh"
 #include "ops/cuda/gemm_queue.cuh"
+#include "ops/cuda/tickets.cuh"
 
 namespace lockstep::ops::cuda {
 
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(WideShape::kThreads, 1)
       while (t < total) {
         queue.put(packed(tile_at<Shape::kTileRows, Shape::kRowGroup>(tiles, column_tiles, t)));
         queue.wait_taken();
-        t = static_cast<int>(gridDim.x) + atomicAdd(x.claimed, 1);
+        t = static_cast<int>(piece_of(next_ticket(x.tickets, static_cast<unsigned>(total))));
       }
       queue.put(make_int4(kNoTile, 0, 0, 0));
     }

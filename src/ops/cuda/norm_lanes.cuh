@@ -83,9 +83,11 @@ __global__ void __launch_bounds__(32 * (kColumns ? kMaximaWarps : kNormWarps))
   const LanePart part{team.warp * kWarpEights + lane, static_cast<int>(out.K / 8)};
   const int teams = static_cast<int>(gridDim.x) * rows, end = static_cast<int>(out.M);
   // A team's first two rows are given; then a counter, where there is one, gives the lowest row
-  // that is left, so that all teams end together. It is asked two rows ahead of the fetch.
+  // that is left, so that all teams end together. It is asked two rows ahead of the fetch, so each
+  // team asks once and all ask once more for every row: after that the counter is at zero again.
   int row = static_cast<int>(blockIdx.x) * rows + own, next = row + teams, asked = 0;
-  const auto ask = [&] { asked = 2 * teams + static_cast<int>(atomicAdd(counter, 1u)); };
+  const auto limit = static_cast<unsigned>(teams + end - 1);
+  const auto ask = [&] { asked = 2 * teams + static_cast<int>(atomicInc(counter, limit)); };
   const bool asks = counter != nullptr && part.first == 0;
   const auto fetch = [&](int r) {
     if (r >= end) return;
@@ -147,10 +149,8 @@ inline bool launch_norm_lanes(const Context& ctx, const NormRows& norm, LaneRows
   const std::int64_t room =
       (maxima ? kMaximaWarps : kNormWarps) / (warps * rows) * kMultiprocessors;
   // Narrow rows need no counter: CTAs that take turns end together well enough.
-  const tensor::ArenaScope scope(*ctx.workspace);
-  unsigned* counter = columns.counter;
-  if (counter == nullptr && warps >= kWideWarps && out.M > 2 * room * rows)
-    counter = take_largest(ctx, 1);
+  unsigned* counter =
+      maxima || (warps >= kWideWarps && out.M > 2 * room * rows) ? ctx.tickets : nullptr;
   const std::int64_t turns = counter != nullptr ? 1 : 8;
   const std::int64_t grid = std::min((out.M + rows - 1) / rows, turns * room);
   const auto kernel = maxima   ? norm_lane_rows<false, true>

@@ -55,9 +55,7 @@ void rms_norm_quantize(const Context& ctx, const TensorView& x_TD, const TensorV
     const tensor::ArenaScope scope(*ctx.workspace);
     LargestColumns largest;
     if (columns != nullptr && !blocks) {
-      const std::int64_t n = segments.experts() * D;
-      largest.largest = take_largest(ctx, n + 1);
-      largest.counter = largest.largest + n;
+      largest.largest = take_largest(ctx, segments.experts() * D);
       largest.offsets = segments.offsets_E1.as<std::int32_t>();
     }
     if (launch_norm_lanes(ctx, norm, out, blocks, largest)) {

@@ -185,7 +185,7 @@ bool quantize_whole_rows_columns(const Context& ctx, const Rows& of_rows, const 
                                  const LaneRows& out, const Segments& segments,
                                  const Fp8Columns& columns) {
   const tensor::ArenaScope scope(*ctx.workspace);
-  const LargestColumns largest{take_largest(ctx, segments.experts() * out.K), nullptr,
+  const LargestColumns largest{take_largest(ctx, segments.experts() * out.K),
                                segments.offsets_E1.template as<std::int32_t>()};
   if (!launch_lane_rows(ctx, of_rows, out, false, largest)) return false;
   encode_columns(ctx, of_columns, out.M, out.K, segments, out.pow2, largest.largest, columns);

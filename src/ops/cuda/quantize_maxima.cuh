@@ -22,9 +22,8 @@ struct LaneSlots {
 };
 
 // Where they go: largest[e * K + column], by segments that hold all rows. Null: not wanted.
-// counter: a zero for the kernel's use.
 struct LargestColumns {
-  std::uint32_t *largest = nullptr, *counter = nullptr;
+  std::uint32_t* largest = nullptr;
   const std::int32_t* offsets = nullptr;
 };
 

@@ -24,7 +24,7 @@ __device__ inline void quantize_ring(const Source& source, const TilePlan& plan,
     std::int32_t gathered[4];
   };
   const auto half_of = [&](unsigned number, int half) {
-    const Tile& tile = memory.queue.found[number % 4];
+    const Tile& tile = memory.walk.found[number % 4];
     const int row = thread / 16 * 8 + 4 * half, column = thread % 16 * 8;
     Half h;
     h.column = source.at(0, 0, tile.column0 + column);
@@ -42,18 +42,18 @@ __device__ inline void quantize_ring(const Source& source, const TilePlan& plan,
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
   unsigned ticket = first_ticket();
-  start_queue(plan, memory.queue);
+  start_walk(plan, memory.walk);
   if (thread == 0)
-    for (unsigned i = 0; i < 3; ++i) find_tile<kPass>(plan, memory.queue, i, ticket);
+    for (unsigned i = 0; i < 3; ++i) find_tile<kPass>(plan, memory.walk, i, ticket);
   __syncthreads();
   fetch(half_of(0, 0), 0);
   fetch(half_of(0, 1), 1);
   fetch(half_of(1, 0), 2);
   int place = 0;
   for (unsigned number = 0;; ++number) {
-    const Tile tile = memory.queue.found[number % 4];
+    const Tile tile = memory.walk.found[number % 4];
     if (tile.rows < 0) break;
-    if (thread == 0) find_tile<kPass>(plan, memory.queue, number + 3, ticket);
+    if (thread == 0) find_tile<kPass>(plan, memory.walk, number + 3, ticket);
     const Half second = half_of(number + 1, 1), first = half_of(number + 2, 0);
     float row_inverse = 1.0f;
     if constexpr (kPass == Pass::kEncode)
@@ -84,10 +84,10 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
   uint4* slots = stage + threadIdx.x;
   auto* table = reinterpret_cast<float*>(stage + 8 * kInputs * kTileThreads);
   unsigned ticket = first_ticket();
-  start_queue(plan, memory.queue);
-  if (threadIdx.x == 0) find_tile<kPass>(plan, memory.queue, 0, ticket);
+  start_walk(plan, memory.walk);
+  if (threadIdx.x == 0) find_tile<kPass>(plan, memory.walk, 0, ticket);
   __syncthreads();
-  bool more = memory.queue.found[0].rows >= 0;
+  bool more = memory.walk.found[0].rows >= 0;
   // Of held rows the first ones are fetched a tile ahead. The others, whose turn comes later, wait
   // until the last codes are done: there are no registers for them before.
   constexpr int kHeldAhead = kPass == Pass::kLargest ? 2 : 5;
@@ -101,20 +101,19 @@ __device__ inline void quantize_walk(const Source& source, const TilePlan& plan,
 #pragma unroll
       for (int i = 0; i < 8; ++i) held[i] = fetch_held<kVector>(source, fetch, i);
   };
-  if (kVector && more) fetch_all(start_fetch(source, memory.queue.found[0]));
+  if (kVector && more) fetch_all(start_fetch(source, memory.walk.found[0]));
   constexpr bool kKnownAhead = Source::ctas(kPass) <= 2;  // more leave no registers for it
   [[maybe_unused]] KnownBits known;
-  if (kPass == Pass::kEncode && kKnownAhead)
-    known = read_known<kParts>(plan, memory.queue.found[0]);
-  if (threadIdx.x == 0) find_tile<kPass>(plan, memory.queue, 1, ticket);
+  if (kPass == Pass::kEncode && kKnownAhead) known = read_known<kParts>(plan, memory.walk.found[0]);
+  if (threadIdx.x == 0) find_tile<kPass>(plan, memory.walk, 1, ticket);
   if constexpr (Source::kTableBytes != 0) Source::fill_table(table);
   __syncthreads();
   for (unsigned number = 0; more; ++number) {
-    const Tile tile = memory.queue.found[number % 4], &next = memory.queue.found[(number + 1) % 4];
+    const Tile tile = memory.walk.found[number % 4], &next = memory.walk.found[(number + 1) % 4];
     const Fetch<Source> here = start_fetch(source, tile), fetch = start_fetch(source, next);
     if constexpr (!kVector) fetch_all(here);
     more = next.rows >= 0;
-    if (threadIdx.x == 0) find_tile<kPass>(plan, memory.queue, number + 2, ticket);
+    if (threadIdx.x == 0) find_tile<kPass>(plan, memory.walk, number + 2, ticket);
     const bool ahead = kVector && more;
     float row_inverse = 1.0f;
     if constexpr (kPass == Pass::kEncode) {

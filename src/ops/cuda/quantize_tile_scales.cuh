@@ -15,7 +15,7 @@ struct TileMemory {
     alignas(16) std::uint8_t codes[kQuantBlock][kQuantBlock];
   };
   alignas(16) float inverse[2 * kQuantBlock];  // of up to two parts
-  TileQueue queue;
+  TileWalk walk;
 };
 
 // The row of the tile whose scale this lane works out.

@@ -50,7 +50,7 @@ struct Tile {
 // The tiles of a CTA, which thread 0 finds, in the order of the tensor: row tile by row tile. The
 // others wait for it, so it has no time for memory or a division: the segments' ends are here where
 // there is room.
-struct TileQueue {
+struct TileWalk {
   static constexpr int kSegments = 128;
   unsigned tiles, column_tiles, reciprocal;  // of the tensor; 2^32 / column_tiles, rounded up
   int expert, expert_tile;                   // the last tile's segment, its first row tile
@@ -60,49 +60,49 @@ struct TileQueue {
 };
 
 // Every thread of the CTA calls it.
-__device__ inline void start_queue(const TilePlan& plan, TileQueue& queue) {
-  const bool room = plan.offsets != nullptr && plan.experts <= TileQueue::kSegments;
+__device__ inline void start_walk(const TilePlan& plan, TileWalk& walk) {
+  const bool room = plan.offsets != nullptr && plan.experts <= TileWalk::kSegments;
   const int thread = static_cast<int>(threadIdx.x);
   if (room && thread <= plan.experts) {
-    queue.ends[0][thread] = __ldg(plan.offsets + thread);
-    queue.ends[1][thread] = __ldg(plan.padded + thread);
+    walk.ends[0][thread] = __ldg(plan.offsets + thread);
+    walk.ends[1][thread] = __ldg(plan.padded + thread);
   }
   if (thread == 0) {
-    queue.column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
-    queue.reciprocal = 0xFFFFFFFFu / queue.column_tiles + 1;
+    walk.column_tiles = static_cast<unsigned>((plan.K + kQuantBlock - 1) / kQuantBlock);
+    walk.reciprocal = 0xFFFFFFFFu / walk.column_tiles + 1;
     const auto row_tiles = static_cast<unsigned>(
         plan.offsets == nullptr ? plan.row_tiles : __ldg(plan.padded + plan.experts) / kQuantBlock);
-    queue.tiles = row_tiles * queue.column_tiles;
-    queue.expert = queue.expert_tile = 0;
-    queue.offsets = room ? queue.ends[0] : plan.offsets;
-    queue.padded = room ? queue.ends[1] : plan.padded;
+    walk.tiles = row_tiles * walk.column_tiles;
+    walk.expert = walk.expert_tile = 0;
+    walk.offsets = room ? walk.ends[0] : plan.offsets;
+    walk.padded = room ? walk.ends[1] : plan.padded;
   }
   __syncthreads();
 }
 
 // Finds the CTA's tile `number` by its ticket, which becomes that of the next one.
 template <Pass kPass>
-__device__ inline void find_tile(const TilePlan& plan, TileQueue& queue, unsigned number,
+__device__ inline void find_tile(const TilePlan& plan, TileWalk& walk, unsigned number,
                                  unsigned& ticket) {
-  Tile& tile = queue.found[number % 4];
+  Tile& tile = walk.found[number % 4];
   const unsigned piece = piece_of(ticket);
-  if (piece >= queue.tiles) {
+  if (piece >= walk.tiles) {
     tile = {};
     tile.rows = -1;
     return;
   }
   // A reciprocal of 0 is 2^32 / 1; of other ones the product may be one too large.
-  unsigned row_tile = queue.reciprocal == 0 ? piece : __umulhi(piece, queue.reciprocal);
-  if (row_tile * queue.column_tiles > piece) --row_tile;
+  unsigned row_tile = walk.reciprocal == 0 ? piece : __umulhi(piece, walk.reciprocal);
+  if (row_tile * walk.column_tiles > piece) --row_tile;
   const auto row = static_cast<int>(row_tile);
-  tile.column0 = static_cast<int>(piece - row_tile * queue.column_tiles) * kQuantBlock;
+  tile.column0 = static_cast<int>(piece - row_tile * walk.column_tiles) * kQuantBlock;
   tile.columns = min(kQuantBlock, static_cast<int>(plan.K) - tile.column0);
-  int expert = queue.expert;
+  int expert = walk.expert;
   if (plan.offsets == nullptr) {
     const auto segment_rows = static_cast<int>(plan.segment_rows);
     const int per_segment = (segment_rows + kQuantBlock - 1) / kQuantBlock;
-    for (; row - queue.expert_tile >= per_segment; queue.expert_tile += per_segment) ++expert;
-    const int begin = (row - queue.expert_tile) * kQuantBlock;
+    for (; row - walk.expert_tile >= per_segment; walk.expert_tile += per_segment) ++expert;
+    const int begin = (row - walk.expert_tile) * kQuantBlock;
     tile.row0 = expert * segment_rows + begin;
     tile.rows = tile.room = min(kQuantBlock, segment_rows - begin);
     tile.column_base = expert * plan.K * plan.segment_rows + begin;
@@ -110,17 +110,17 @@ __device__ inline void find_tile(const TilePlan& plan, TileQueue& queue, unsigne
     tile.first = begin == 0;
   } else {
     const int at = row * kQuantBlock;
-    while (queue.padded[expert + 1] <= at) ++expert;
-    const int first = queue.offsets[expert], begin = at - queue.padded[expert];
+    while (walk.padded[expert + 1] <= at) ++expert;
+    const int first = walk.offsets[expert], begin = at - walk.padded[expert];
     tile.row0 = first + begin;
-    tile.rows = max(0, min(kQuantBlock, queue.offsets[expert + 1] - first - begin));
+    tile.rows = max(0, min(kQuantBlock, walk.offsets[expert + 1] - first - begin));
     tile.room = kQuantBlock;
     tile.column_base = at;
     tile.column_scale = kPass == Pass::kBlocks ? row : expert;
     tile.first = begin == 0;
   }
-  queue.expert = expert;
-  ticket = next_ticket(plan.tickets, queue.tiles);
+  walk.expert = expert;
+  ticket = next_ticket(plan.tickets, walk.tiles);
 }
 
 }  // namespace lockstep::ops::cuda
