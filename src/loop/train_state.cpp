@@ -104,7 +104,7 @@ TrainState read_train_state(const std::filesystem::path& folder, policy::Policy&
   if (found != checksum)
     fail(
         fmt::format("weight checksum is {} after loading, {} was saved; the precision settings "
-                    "differ or a file was changed",
+                    "differ, a file was changed, or an earlier build saved it",
                     found, checksum));
   return state;
 }

@@ -3,31 +3,23 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include <memory>
-
-#include "tensor/device.h"
+#include "ops/checksum.h"
 
 namespace lockstep::sync {
 
 std::string weight_checksum(const model::ModelView& view) {
-  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
-                                                                       &XXH3_freeState);
-  LOCKSTEP_CHECK(state != nullptr && XXH3_128bits_reset(state.get()) == XXH_OK, "xxhash state");
-  const auto add = [&](const tensor::TensorView& t) {
-    tensor::read_pieces(t, [&](std::span<const std::byte> piece) {
-      XXH3_128bits_update(state.get(), piece.data(), piece.size());
-    });
-  };
+  std::vector<tensor::TensorView> read;
   for (std::size_t p = 0; p < view.weights->table.params.size(); ++p) {
     if (view.quantized->fp8[p]) {
-      add(view.quantized->forward[p].codes_ENK);
-      add(view.quantized->forward[p].scales);
+      read.push_back(view.quantized->forward[p].codes_ENK);
+      read.push_back(view.quantized->forward[p].scales);
     } else {
-      add(view.weights->view(static_cast<int>(p)));
+      read.push_back(view.weights->view(static_cast<int>(p)));
     }
   }
-  add(view.weights->router_bias);
-  const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
+  read.push_back(view.weights->router_bias);
+  const std::vector<std::uint64_t> pieces = ops::piece_checksums(read);
+  const XXH128_hash_t hash = XXH3_128bits(pieces.data(), pieces.size() * sizeof(pieces[0]));
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 

@@ -9,9 +9,9 @@
 
 namespace lockstep::sync {
 
-// XXH3-128 in hexadecimal over everything that a forward pass under this view reads, in table
-// order: codes and scales of parameters that run in FP8, BF16 values of the others, the routers'
-// selection bias.
+// XXH3-128 in hexadecimal over the checksums of the pieces (ops/checksum.h) of everything that a
+// forward pass under this view reads, in table order: codes and scales of parameters that run in
+// FP8, BF16 values of the others, the routers' selection bias.
 std::string weight_checksum(const model::ModelView& view);
 
 struct RefitReport {
