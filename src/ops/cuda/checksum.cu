@@ -95,6 +95,7 @@ void piece_checksums(std::span<const ChecksumRange> ranges, const Xxh3Secret& se
                      std::span<std::uint64_t> sums) {
   tensor::check_cuda(cudaDeviceSynchronize(), "work on the GPU");
   Word* out = device_sums(sums.size());
+  tensor::check_cuda(cudaMemset(out, 0, sums.size_bytes()), "piece_checksums");
   for (const ChecksumRange& r : ranges) {
     const std::size_t pieces = (r.bytes + kChecksumPiece - 1) / kChecksumPiece;
     const auto blocks = static_cast<unsigned>((pieces * kTeam + kThreads - 1) / kThreads);

@@ -18,7 +18,7 @@ struct ChecksumRange {
   std::size_t bytes, first;
 };
 
-// After all work of the device. sums: host memory; those that belong to no range are undefined.
+// After all work of the device. sums: host memory; those that belong to no range become 0.
 void piece_checksums(std::span<const ChecksumRange> ranges, const Xxh3Secret& secret,
                      std::span<std::uint64_t> sums);
 
