@@ -29,8 +29,9 @@ void launch_tiles(const Context& ctx, const Source& source, TilePlan plan, bool 
   plan.tickets = ctx.tickets;
   const std::int64_t column_tiles = (plan.K + kQuantBlock - 1) / kQuantBlock;
   const std::int64_t tiles = plan.row_tiles * column_tiles;
-  // Segments without rows have scales to be written nevertheless.
-  if (plan.K == 0 || (tiles == 0 && kPass != Pass::kEncode)) return;
+  // Segments without rows have scales of their columns nevertheless.
+  const bool scales = kPass == Pass::kEncode && plan.column_largest != nullptr;
+  if (plan.K == 0 || (tiles == 0 && !scales)) return;
   LOCKSTEP_CHECK(
       std::max(tiles, std::max(plan.row_tiles, column_tiles) * kQuantBlock) < std::int64_t{1} << 31,
       "quantize: {} rows of {} columns are too many", plan.M, plan.K);
