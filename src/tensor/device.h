@@ -68,8 +68,9 @@ void copy_bytes(const Context& ctx, const void* from, Device from_device, void* 
 // The bytes of a tensor in host memory of their own, after all work of its device.
 Tensor to_host(const TensorView& from);
 
-// Calls `read` with the tensor's bytes in order, piece by piece, after all work of its device. From
-// a GPU the next piece travels to pinned memory while one is read.
+// Calls `read` with the tensor's bytes in order, piece by piece, after all work of its device:
+// those of the CPU in one piece, those of a GPU in pieces of 32 MiB, of which the next one travels
+// to pinned memory while one is read.
 void read_pieces(const TensorView& from,
                  const std::function<void(std::span<const std::byte>)>& read);
 
